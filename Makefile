@@ -1,0 +1,90 @@
+# Every target sets up .venv by itself; nothing is needed but make and Python 3.11 or newer.
+
+BIN := .venv/bin
+OLDEST_JAX := 0.8.0
+CHAPTERS := $(sort $(wildcard chapters/*.ipynb))
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON := $(or $(PYTHON),$(shell for python in python3 python python3.13 python3.12 python3.11; do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where two processes share the cores, LAPACK's own threads would fight over them.
+test test-oldest book chapters: export OPENBLAS_NUM_THREADS := 1
+
+.PHONY: help setup book test test-oldest lab chapters figures bench lock clean
+
+help:
+	@echo 'make book         run the chapters and build the site in build/site'
+	@echo 'make test         style, types, unit tests, and every chapter against its stored outputs'
+	@echo 'make lab          open the chapters in JupyterLab'
+	@echo 'make chapters     run the chapters and store their outputs'
+	@echo 'make figures      run all studies at the quick scale'
+	@echo 'make bench        time the library beside others'
+	@echo 'make test-oldest  unit tests on JAX $(OLDEST_JAX), the oldest supported'
+	@echo 'make lock         choose the versions in requirements.lock anew'
+	@echo 'make clean        remove everything that make has made'
+
+# $(call install,folder,lock): an environment with exactly the packages of the lock.
+define install
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { \
+		echo 'Python 3.11 or newer is needed: install it, or name it: make PYTHON=/path/to/python' >&2; exit 1; }
+	@echo 'Setting up $(1) with $(PYTHON) (about a minute)'
+	@$(PYTHON) -m venv --clear $(1)
+	@$(2) > $(1)/requirements.txt
+	@$(1)/bin/python -m pip install --quiet --no-deps -r $(1)/requirements.txt
+endef
+
+.venv/requirements.stamp: requirements.lock
+	$(call install,.venv,cat requirements.lock)
+	@touch $@
+
+.venv-oldest/requirements.stamp: requirements.lock
+	$(call install,.venv-oldest,sed -E 's/^(jax|jaxlib)==.*/\1==$(OLDEST_JAX)/' requirements.lock)
+	@touch $@
+
+%/package.stamp: %/requirements.stamp pyproject.toml
+	@$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup: .venv/package.stamp
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	MPLBACKEND=agg $(BIN)/python -m pytest -n 2
+	$(if $(CHAPTERS),$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env $(CHAPTERS))
+
+test-oldest: .venv-oldest/package.stamp
+	MPLBACKEND=agg .venv-oldest/bin/python -m pytest -n 2
+
+book: setup
+	@rm -rf build/book build/site
+	@mkdir -p build/book/source/chapters
+	@cp -R book/. build/book/source
+	$(BIN)/python book/execute.py build/book/source/chapters $(CHAPTERS)
+	$(BIN)/sphinx-build -q -W --keep-going -d build/book/doctrees build/book/source build/site
+	@echo 'The book: $(CURDIR)/build/site/index.html'
+
+chapters: setup
+	$(BIN)/python book/execute.py chapters $(CHAPTERS)
+
+lab: setup
+	$(BIN)/jupyter lab chapters
+
+figures: setup
+	$(BIN)/soaa-edu reproduce all --scale quick
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+lock: setup
+	@$(PYTHON) -m venv --clear build/uv
+	@build/uv/bin/python -m pip install --quiet uv
+	@$(BIN)/python -c 'import tomllib; build = tomllib.load(open("pyproject.toml", "rb"))["build-system"]; print(*build["requires"], sep="\n")' \
+		| build/uv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+			--no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+			--extra test --extra site --extra bench pyproject.toml - --output-file requirements.lock
+
+clean:
+	rm -rf build .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache
