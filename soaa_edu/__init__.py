@@ -1,0 +1,39 @@
+"""Second-order optimization for deep learning: one method, one file, readable in one sitting."""
+
+from soaa_edu import curvature, data, linear_solvers, models, optimizers, problems
+from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_error
+from soaa_edu.optimizers import (
+    Optimizer,
+    first_order,
+    hessian_free,
+    levenberg_marquardt,
+    martens_hessian_free,
+    newton,
+    trust_region,
+)
+from soaa_edu.training import History, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "History",
+    "Loss",
+    "Objective",
+    "Optimizer",
+    "__version__",
+    "curvature",
+    "data",
+    "first_order",
+    "hessian_free",
+    "levenberg_marquardt",
+    "linear_solvers",
+    "martens_hessian_free",
+    "models",
+    "newton",
+    "optimizers",
+    "problems",
+    "softmax_cross_entropy",
+    "squared_error",
+    "train",
+    "trust_region",
+]

@@ -1,0 +1,99 @@
+"""The ledger: what the sources claim, which study settles it, and the verdict."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from soaa_edu import checks, studies
+from soaa_edu.studies.verdicts import UNSETTLED
+
+
+class Claim(NamedTuple):
+    """A claim of one of the sources.
+
+    Attributes:
+        text: what is claimed.
+        reported: what the source shows for it.
+        study: the name of the study that settles it.
+    """
+
+    text: str
+    reported: str
+    study: str
+
+
+LEDGER = {
+    "S1": Claim(
+        "Newton solves a convex quadratic in one step", "a derivation", "newton_on_quadratics"
+    ),
+    "S2": Claim(
+        "undamped Newton does not converge on MNIST",
+        "training loss 2.305, test accuracy 0.1028 (Fig. 1)",
+        "newton_on_mnist",
+    ),
+    "S3": Claim(
+        "and undamped Newton is slow", "21,257 s against 222 s for SGD (Fig. 2)", "newton_on_mnist"
+    ),
+    "S4": Claim(
+        "damping of 32 makes Newton converge, a little behind SGD",
+        "0.2837 / 0.9003 against 0.2121 / 0.9138 (Figs. 3, 5)",
+        "newton_on_mnist",
+    ),
+    "S5": Claim("damped Newton is still slow", "34,933 s (Fig. 4)", "newton_on_mnist"),
+    "S6": Claim(
+        "Hessian-free with damping of 32 is as fast as SGD and as good",
+        "244 s, 0.2614 / 0.9099 (Figs. 6-8)",
+        "gauss_newton_on_mnist",
+    ),
+    "S7": Claim(
+        "Gauss-Newton is positive semidefinite, the Hessian is not",
+        "a derivation",
+        "curvature_spectra",
+    ),
+    "S8": Claim(
+        "Gauss-Newton with damping of 4 is the best of all",
+        "246 s, 0.2049 / 0.9239 (Figs. 9-11)",
+        "gauss_newton_on_mnist",
+    ),
+    "S9": Claim(
+        "inverting GPT-4's Hessian takes about 5e36 operations and 4e27 GB",
+        "arithmetic with 1.7e12 parameters of 8 bytes",
+        "inverting_gpt4",
+    ),
+    "S10": Claim(
+        "Levenberg-Marquardt should adjust the damping", "future work", "adaptive_damping"
+    ),
+    "S11": Claim("Newton-Lanczos should set a trust region", "future work", "adaptive_damping"),
+}
+
+
+def report(*names: str, folder: Path | None = None) -> str:
+    """Claims with their verdicts, computed from the largest stored results of their studies.
+
+    Args:
+        names: such as ``"S1"``; all of them by default.
+        folder: where results are stored.
+
+    Raises:
+        ValueError: an unknown claim.
+    """
+    for name in names:
+        checks.one_of("the claim", name, tuple(LEDGER))
+    return "\n\n".join(_entry(name, folder) for name in names or LEDGER)
+
+
+def _entry(name: str, folder: Path | None) -> str:
+    claim = LEDGER[name]
+    lines = [f"{name}  {claim.text}", f"    source: {claim.reported}"]
+    results = studies.largest_stored(claim.study, folder)
+    if results is None:
+        return "\n".join([*lines, f"    not computed yet: soaa-edu reproduce {claim.study}"])
+    verdict = next(v for v in studies.verdicts(results) if v.claim == name)
+    preview = ", a preview" if results["scale"] == "quick" else ""
+    lines.append(
+        f"    verdict: {verdict.answer} ({results['scale']} scale{preview}, seeds: {verdict.seeds})"
+    )
+    lines += [f"      {part}" for part in verdict.parts]
+    lines += [f"      {note}" for note in verdict.notes]
+    if verdict.answer == UNSETTLED:
+        lines.append(f"      would be settled by {verdict.settled_by}")
+    return "\n".join(lines)

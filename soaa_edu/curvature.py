@@ -1,0 +1,184 @@
+"""Curvature matrices as functions v -> C v. Nothing here forms a matrix but ``dense``."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from soaa_edu import checks
+from soaa_edu.objective import Loss, Objective
+
+Matvec = Callable[[Any], Any]
+CURVATURES = ("hessian", "gauss_newton")
+
+
+def hvp(f: Callable, params: Any, v: Any, mode: str = "forward_over_reverse") -> Any:
+    """The Hessian of ``f`` at ``params`` times ``v`` (Pearlmutter 1994).
+
+    The three modes give the same product at different prices:
+    ``"forward_over_reverse"`` differentiates the gradient along v,
+    ``"reverse_over_reverse"`` takes the gradient of gᵀv (the slides' ``hvp``),
+    ``"reverse_over_forward"`` takes the gradient of the directional derivative.
+
+    Args:
+        f: maps ``params`` to a scalar.
+        params: any pytree.
+        v: a pytree like ``params``.
+        mode: one of the three.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    checks.one_of(
+        "mode", mode, ("forward_over_reverse", "reverse_over_reverse", "reverse_over_forward")
+    )
+    if mode == "forward_over_reverse":
+        return jax.jvp(jax.grad(f), (params,), (v,))[1]
+    if mode == "reverse_over_reverse":
+        return jax.grad(lambda p: optax.tree.vdot(jax.grad(f)(p), v))(params)
+    return jax.grad(lambda p: jax.jvp(f, (p,), (v,))[1])(params)
+
+
+def hessian_matvec(f: Callable, params: Any) -> Matvec:
+    """v -> H v for the Hessian of ``f(params)``, linearised once at ``params``."""
+    return jax.linearize(jax.grad(f), params)[1]
+
+
+def gauss_newton_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
+    """v -> G v with G = Jᵀ H_L J (Schraudolph 2002).
+
+    J is the Jacobian of the outputs with respect to the parameters, H_L the Hessian of the mean
+    loss with respect to the outputs. G is positive semidefinite where the loss is convex.
+    """
+    inputs, targets = batch
+    outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
+    _, output_hessian = jax.linearize(jax.grad(lambda z: objective.loss(z, targets)), outputs)
+    return lambda v: transpose(output_hessian(jacobian(v)))
+
+
+def fisher_matvec(
+    objective: Objective, params: Any, batch: Any, key: jax.Array | None = None
+) -> Matvec:
+    """v -> F v with F the mean over the batch of E[gᵢ gᵢᵀ] (Martens 2020, section 5).
+
+    gᵢ is the gradient of one example's loss, and E runs over targets from the model's own
+    distribution: exactly without a key, over one draw for each example with one.
+
+    Raises:
+        TypeError: the loss does not say how its targets are distributed.
+    """
+    inputs, targets = batch
+    loss = objective.loss
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            "the Fisher matrix needs targets from the model's own distribution, and this loss does "
+            "not say how to draw them: wrap it as soaa_edu.Loss(mean, sample, gradient_covariance)"
+        )
+    if key is not None:
+        outputs = objective.model(params, inputs)
+        sampled = jax.lax.stop_gradient(loss.sample(key, outputs, targets))
+        return empirical_fisher_matvec(objective, params, (inputs, sampled))
+    outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
+    examples = _examples(targets)
+
+    def matvec(v: Any) -> Any:
+        covariance = loss.gradient_covariance(outputs, targets, jacobian(v))
+        return transpose(examples * covariance)
+
+    return matvec
+
+
+def empirical_fisher_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
+    """v -> E v with E = 1/B Σ gᵢ gᵢᵀ, gᵢ the gradient of one example's loss at its given target.
+
+    Written with the mean loss's gradient rᵢ in the outputs of example i, gᵢ = B Jᵢᵀ rᵢ, so that
+    E v = Jᵀ (B rᵢ (rᵢᵀ Jᵢ v)) needs no gradient of a single example. A row all of whose labels are
+    -1 is no example.
+    """
+    inputs, targets = batch
+    outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
+    residual = jax.grad(lambda z: objective.loss(z, targets))(outputs)
+
+    def matvec(v: Any) -> Any:
+        products = residual * jacobian(v)
+        along = jnp.sum(products, axis=tuple(range(1, products.ndim)), keepdims=True)
+        return transpose(_examples(targets) * along * residual)
+
+    return matvec
+
+
+def empirical_fisher_diagonal(objective: Callable, params: Any, batch: Any) -> Any:
+    """The diagonal of the empirical Fisher: each gradient of one example, squared, their mean.
+
+    A pytree like ``params``. Examples are taken a few at a time, to bound the memory.
+    """
+    size = len(batch[0])
+    together = math.gcd(size, 32)
+    rows = jax.tree.map(lambda x: x.reshape(size // together, together, 1, *x.shape[1:]), batch)
+
+    def squares(example: Any) -> Any:
+        return jax.tree.map(jnp.square, jax.grad(objective)(params, example))
+
+    def add(total: Any, examples: Any) -> tuple[Any, None]:
+        some = jax.vmap(squares)(examples)
+        return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, some), None
+
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), rows)
+    return jax.tree.map(lambda t: t / _examples(batch[1]), total)
+
+
+def check_curvature(objective: Any, curvature: str) -> None:
+    """Raise unless ``curvature`` is one of ``CURVATURES`` and fits the objective.
+
+    Raises:
+        ValueError: an unknown name.
+        TypeError: ``"gauss_newton"`` without an ``Objective``.
+    """
+    checks.one_of("curvature", curvature, CURVATURES)
+    if curvature == "gauss_newton" and not isinstance(objective, Objective):
+        raise TypeError("Gauss-Newton needs soaa_edu.Objective(model, loss), to tell them apart")
+
+
+def curvature_matvec(objective: Any, params: Any, batch: Any, curvature: str) -> Matvec:
+    """v -> C v on a batch, C being ``"hessian"`` or ``"gauss_newton"``."""
+    if curvature == "hessian":
+        return hessian_matvec(lambda p: objective(p, batch), params)
+    return gauss_newton_matvec(objective, params, batch)
+
+
+def damped(matvec: Matvec, damping: Any) -> Matvec:
+    """v -> (C + λI) v."""
+    return lambda v: jax.tree.map(lambda cv, v: cv + damping * v, matvec(v), v)
+
+
+def dense(matvec: Matvec, params: Any) -> jax.Array:
+    """The matrix itself, ``(n, n)``, in the order of ``jax.flatten_util.ravel_pytree(params)``.
+
+    For teaching, tests and small problems: it costs n products and n² numbers.
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def column(unit: jax.Array) -> jax.Array:
+        return ravel_pytree(matvec(unravel(unit)))[0]
+
+    return jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256).T
+
+
+def _examples(targets: Any) -> Any:
+    """The number of rows that count: where targets are labels, those with one that is not -1."""
+    targets = jnp.asarray(targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        return len(targets)
+    counts = jnp.any(targets.reshape(len(targets), -1) != -1, axis=1)
+    return jnp.maximum(jnp.sum(counts), 1)
+
+
+def _linearised(model: Callable, params: Any, inputs: Any) -> tuple[Any, Matvec, Matvec]:
+    """The outputs, v -> J v and u -> Jᵀ u, from one linearisation."""
+    outputs, jacobian = jax.linearize(lambda p: model(p, inputs), params)
+    transposed = jax.linear_transpose(jacobian, params)
+    return outputs, jacobian, lambda u: transposed(u)[0]

@@ -1,0 +1,19 @@
+"""One method, one file."""
+
+from soaa_edu.optimizers.first_order import first_order
+from soaa_edu.optimizers.hessian_free import hessian_free
+from soaa_edu.optimizers.martens import martens_hessian_free
+from soaa_edu.optimizers.newton import newton
+from soaa_edu.optimizers.protocol import Optimizer
+from soaa_edu.optimizers.trials import levenberg_marquardt
+from soaa_edu.optimizers.trust_region import trust_region
+
+__all__ = [
+    "Optimizer",
+    "first_order",
+    "hessian_free",
+    "levenberg_marquardt",
+    "martens_hessian_free",
+    "newton",
+    "trust_region",
+]

@@ -1,0 +1,79 @@
+"""Hessian-free optimization: Newton's step by conjugate gradients, no matrix anywhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from soaa_edu import checks
+from soaa_edu.curvature import check_curvature, curvature_matvec, damped
+from soaa_edu.linear_solvers import conjugate_gradient
+from soaa_edu.optimizers.protocol import Optimizer
+from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
+
+
+def hessian_free(
+    objective: Callable,
+    *,
+    learning_rate: Any = 1.0,
+    damping: Any,
+    curvature: str = "hessian",
+    max_iterations: int = 50,
+    tolerance: Any = 1e-5,
+) -> Optimizer:
+    """Hessian-free Newton, as in the slides: θ ← θ - α d, (C + λI) d = g by conjugate gradients.
+
+    The curvature is linearised once a step, and every iteration is one product with it.
+    ``martens_hessian_free`` adds what Martens (2010) did.
+
+    Args:
+        objective: ``(params, batch) -> scalar``; an ``Objective`` for ``"gauss_newton"``.
+        learning_rate: α.
+        damping: λ, a number, or ``levenberg_marquardt(initial=...)``, which adapts it and rejects
+            a step that raises the loss.
+        curvature: C, ``"hessian"`` or ``"gauss_newton"``.
+        max_iterations: of conjugate gradients.
+        tolerance: their residual relative to the gradient's norm.
+
+    ``Info`` tells ``cg_iterations`` and, with an adapted damping, ``damping`` (of this step),
+    ``reduction_ratio`` and ``accepted``.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown curvature.
+        TypeError: ``"gauss_newton"`` without an ``Objective``.
+    """
+    checks.positive("learning_rate", learning_rate)
+    checks.whole("max_iterations", max_iterations)
+    checks.not_negative("tolerance", tolerance)
+    check_curvature(objective, curvature)
+    rule = damping if isinstance(damping, DampingRule) else None
+    if rule is None:
+        checks.not_negative("damping", damping)
+
+    def init(params: Any) -> Any:
+        return () if rule is None else jnp.asarray(rule.initial, ravel_pytree(params)[0].dtype)
+
+    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
+        strength = damping if rule is None else state
+        loss, gradient = jax.value_and_grad(objective)(params, batch)
+        matvec = curvature_matvec(objective, params, batch, curvature)
+        cg = conjugate_gradient(
+            damped(matvec, strength), gradient, max_iterations=max_iterations, tolerance=tolerance
+        )
+        update = jax.tree.map(lambda d: -learning_rate * d, cg.solution)
+        info = {"loss": loss, "cg_iterations": cg.iterations}
+        if rule is None:
+            params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
+            return params, state, info
+        predicted = predicted_decrease(matvec, gradient, update)
+        trial = try_step(objective, params, batch, loss, update, predicted)
+        info |= {
+            "damping": strength,
+            "reduction_ratio": trial.reduction_ratio,
+            "accepted": trial.accepted,
+        }
+        return trial.params, adapt(rule, state, trial.reduction_ratio), info
+
+    return Optimizer(init, step, objective)

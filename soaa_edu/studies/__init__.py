@@ -1,0 +1,149 @@
+"""The studies: each computes, in cells, what a figure or a claim of the sources needs.
+
+A study is a module with ``TITLE``, ``CLAIMS``, ``SCALES`` (from ``quick`` to ``gpu``, each a
+NamedTuple of settings), ``cells(settings)`` (name -> a function that computes one piece, as plain
+numbers), ``figure(results)`` and ``verdicts(results)``.
+"""
+
+import shutil
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from soaa_edu import checks, plotting
+from soaa_edu.provenance import provenance
+from soaa_edu.storage import StoredFileError, load_json, plain, save_json
+from soaa_edu.studies.verdicts import Verdict
+
+NAMES = (
+    "newton_on_quadratics",
+    "newton_on_mnist",
+    "inverting_gpt4",
+    "gauss_newton_on_mnist",
+    "curvature_spectra",
+    "adaptive_damping",
+)
+SCALES = ("quick", "laptop", "gpu")
+
+
+def get(name: str) -> ModuleType:
+    """The module of a study.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    checks.one_of("the study", name, NAMES)
+    return import_module(f"soaa_edu.studies.{name}")
+
+
+def results_folder() -> Path:
+    """``figures/`` of the checkout that this library is in, or of the current folder."""
+    checkout = Path(__file__).parents[2]
+    root = checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+    return root / "figures"
+
+
+def run(name: str, scale: str, *, keep: Path | None = None, progress: bool = False) -> dict:
+    """Compute a study.
+
+    Args:
+        name: one of ``NAMES``.
+        scale: ``"quick"``, ``"laptop"`` or ``"gpu"``.
+        keep: a folder in which every finished cell is kept, so that an interrupted study resumes.
+            What another version, device or setting left there is thrown away.
+        progress: show a progress bar.
+
+    Returns:
+        A dict with the study's name, scale, settings, its ``cells`` and their provenance.
+    """
+    checks.one_of("scale", scale, SCALES)
+    study = get(name)
+    settings = study.SCALES[scale]
+    origin = provenance()
+    if keep is not None:
+        _clear_if_stale(keep, {**settings._asdict(), "budget": None, **_environment(origin)})
+    finished = {}
+    cells = study.cells(settings)
+    for cell, compute in tqdm(cells.items(), desc=f"{name} ({scale})", disable=not progress):
+        finished[cell] = compute() if keep is None else _kept(keep / f"{cell}.json", compute)
+    return {
+        "study": name,
+        "scale": scale,
+        "settings": settings._asdict(),
+        "provenance": origin,
+        "cells": finished,
+    }
+
+
+def reproduce(name: str, scale: str, folder: Path | None = None) -> dict:
+    """Compute a study, resuming what was interrupted; keep its numbers and its picture.
+
+    Writes ``NAME.SCALE.json`` and ``NAME.SCALE.png`` to ``folder``, by default
+    ``results_folder()``.
+    """
+    folder = folder or results_folder()
+    keep = folder / "unfinished" / f"{name}.{scale}"
+    results = run(name, scale, keep=keep, progress=True)
+    path = folder / f"{name}.{scale}.json"
+    save_json(path, results)
+    plotting.save(figure(name, load_json(path)), path.with_suffix(".png"))
+    shutil.rmtree(keep)
+    return load_json(path)
+
+
+def stored(name: str, scale: str, folder: Path | None = None) -> dict:
+    """The results that ``reproduce`` kept.
+
+    Raises:
+        soaa_edu.storage.StoredFileError: there are none; the message says how to compute them.
+        ValueError: an unknown study or scale.
+    """
+    checks.one_of("scale", scale, SCALES)
+    get(name)
+    path = (folder or results_folder()) / f"{name}.{scale}.json"
+    if not path.exists():
+        raise StoredFileError(
+            f"no {scale} results of {name} are stored: soaa-edu reproduce {name} --scale {scale}"
+        )
+    return load_json(path)
+
+
+def largest_stored(name: str, folder: Path | None = None) -> dict | None:
+    """The stored results of the largest scale there is, or ``None``."""
+    for scale in reversed(SCALES):
+        if ((folder or results_folder()) / f"{name}.{scale}.json").exists():
+            return stored(name, scale, folder)
+    return None
+
+
+def figure(name: str, results: dict) -> Figure:
+    """The study's picture, in the book's style."""
+    plotting.use_style()
+    return get(name).figure(results)
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """What results say of the study's claims."""
+    return get(results["study"]).verdicts(results)
+
+
+def _environment(origin: dict[str, Any]) -> dict[str, Any]:
+    return {key: origin[key] for key in ("soaa-edu", "jax", "jaxlib", "platform", "device")}
+
+
+def _clear_if_stale(folder: Path, fingerprint: dict[str, Any]) -> None:
+    path = folder / "made_with.json"
+    if path.exists() and load_json(path) == plain(fingerprint):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    save_json(path, fingerprint)
+
+
+def _kept(path: Path, compute: Any) -> Any:
+    if not path.exists():
+        save_json(path, compute())
+    return load_json(path)

@@ -1,0 +1,162 @@
+"""One Newton step against gradient descent's many, at every condition number (claim S1).
+
+Random quadratics in float64 whose eigenvalues run from 1 to κ. The minimiser x* is chosen first, so
+that the error is known and not itself the product of a solver. Gradient descent takes its best
+fixed step, 2 / (λ_min + λ_max).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.optimizers import newton
+from soaa_edu.problems import Problem, quadratic, random_quadratic
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
+
+TITLE = "Newton's one step on quadratics, and gradient descent's many"
+CLAIMS = ("S1",)
+LEAST_SEEDS = 3
+MOST_ROUNDING = 1.0
+TARGET = 1e-6
+NO_BATCH = (None, None)
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    dimensions: int
+    condition_numbers: tuple[float, ...]
+    seeds: int
+    budget: str
+
+
+SCALES = {
+    "quick": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4), 3, "4 s"),
+    "laptop": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, "2 min"),
+    "gpu": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, "for a CPU: as laptop"),
+}
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """One cell for each condition number."""
+    return {
+        f"{condition:.0e}": partial(_race, condition, settings)
+        for condition in settings.condition_numbers
+    }
+
+
+def _race(condition: float, settings: Settings) -> dict[str, Any]:
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), settings.seeds)
+        races = [_one_race(key, condition, settings.dimensions) for key in keys]
+    errors, counts = zip(*races, strict=True)
+    return {
+        "condition_number": condition,
+        "newton_error": errors,
+        "newton_error_over_rounding": [
+            e / _rounding(condition, settings.dimensions) for e in errors
+        ],
+        "gradient_descent_steps": counts,
+    }
+
+
+def _one_race(key: jax.Array, condition: float, dimensions: int) -> tuple[float, int]:
+    matrix_key, solution_key, start_key = jax.random.split(key, 3)
+    eigenvalues = jnp.geomspace(1, condition, dimensions)
+    matrix = jax.hessian(random_quadratic(matrix_key, eigenvalues))(jnp.zeros(dimensions))
+    solution = jax.random.normal(solution_key, (dimensions,))
+    start = jax.random.normal(start_key, (dimensions,))
+    problem = quadratic(matrix, matrix @ solution)
+
+    optimizer = newton(problem)
+    after, _, _ = optimizer.step(start, optimizer.init(start), NO_BATCH, key)
+    error = jnp.linalg.norm(after - solution) / jnp.linalg.norm(start - solution)
+    rate = 2 / (1 + condition)
+    return float(error), int(_gradient_descent_steps(problem, rate, start, solution))
+
+
+def _gradient_descent_steps(
+    problem: Problem, rate: float, start: jax.Array, solution: jax.Array
+) -> jax.Array:
+    gradient = jax.grad(problem)
+    target = TARGET * jnp.linalg.norm(start - solution)
+
+    def far(carry: tuple) -> jax.Array:
+        x, _ = carry
+        return jnp.linalg.norm(x - solution) > target
+
+    def descend(carry: tuple) -> tuple:
+        x, count = carry
+        return x - rate * gradient(x), count + 1
+
+    return jax.jit(lambda x: jax.lax.while_loop(far, descend, (x, 0))[1])(start)
+
+
+def _rounding(condition: Any, dimensions: int) -> Any:
+    """d κ eps, what a backward stable solver of d unknowns may lose."""
+    return dimensions * condition * np.finfo(float).eps
+
+
+def _table(results: dict, key: str) -> np.ndarray:
+    return np.array([cell[key] for cell in results["cells"].values()], float)
+
+
+def figure(results: dict) -> Figure:
+    """Steps to a millionth of the first error, and what one Newton step leaves."""
+    conditions = _table(results, "condition_number")
+    drawing, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8))
+    counts = _table(results, "gradient_descent_steps")
+    plotting.band(
+        left, conditions, counts.T, label="gradient descent", color=plotting.BLUE, marker="o"
+    )
+    left.plot(conditions, np.ones_like(conditions), "s-", color=plotting.VERMILLION, label="Newton")
+    left.set(xlabel="condition number κ", ylabel=f"steps to {TARGET:g} of the first error")
+    errors = _table(results, "newton_error")
+    plotting.band(
+        right, conditions, errors.T, label="Newton", color=plotting.VERMILLION, marker="s"
+    )
+    rounding = _rounding(conditions, results["settings"]["dimensions"])
+    right.plot(conditions, rounding, "--", color=plotting.BLACK, label="rounding, d κ eps")
+    right.set(xlabel="condition number κ", ylabel="relative error after one Newton step")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log")
+        axes.legend()
+    return drawing
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """S1: one step leaves no more than rounding, where gradient descent needs many."""
+    rounding = _table(results, "newton_error_over_rounding").max(axis=0)
+    conditions = _table(results, "condition_number")
+    counts = _table(results, "gradient_descent_steps")
+    worst = counts[conditions.argmax()]
+    parts = [
+        Part(
+            "the error after one Newton step over rounding (d κ eps), at the worst κ",
+            *interval(rounding),
+            MOST_ROUNDING,
+            above=False,
+        ),
+        Part("gradient descent's steps at the largest κ", *interval(worst), 1.0),
+    ]
+    notes = [
+        f"κ = {condition:g}: gradient descent takes {count.mean():,.0f} steps"
+        for condition, count in zip(conditions, counts, strict=True)
+    ]
+    return [
+        judge(
+            "S1",
+            parts,
+            seeds=len(rounding),
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds",
+            notes=notes,
+        )
+    ]

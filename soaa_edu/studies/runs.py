@@ -1,0 +1,231 @@
+"""What studies on MNIST share: the slides' network, runs, tuning, timing, and their pictures."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+
+from soaa_edu import plotting
+from soaa_edu.data import Dataset, mnist
+from soaa_edu.models import mlp
+from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.optimizers import Optimizer
+from soaa_edu.training import train
+
+BATCH_SIZE = 64
+TUNING_SEED = 1000
+MOST_POINTS = 140
+HIGHEST_LOSS = 10.0
+LIBRARY_CUTOFF = "undamped_9.5e-03"
+SLIDES_STEPS = 7 * 937
+SLIDES = {
+    "sgd": {"loss": 0.2121, "accuracy": 0.9138, "seconds": 222},
+    LIBRARY_CUTOFF: {"loss": 2.305, "accuracy": 0.1028, "seconds": 21_257},
+    "damped": {"loss": 0.2837, "accuracy": 0.9003, "seconds": 34_933},
+    "hessian_free": {"loss": 0.2614, "accuracy": 0.9099, "seconds": 244},
+    "gauss_newton": {"loss": 0.2049, "accuracy": 0.9239, "seconds": 246},
+}
+"""Training loss, test accuracy and seconds on a V100 that the slides' report gives."""
+
+STYLES: dict[str, dict[str, str]] = {
+    "sgd": {"label": "SGD, 0.1", "color": plotting.BLUE},
+    "slow_sgd": {"label": "SGD, 0.5/32", "color": plotting.SKY, "linestyle": "--"},
+    "matched_sgd": {"label": "SGD, 0.5/4", "color": plotting.SKY},
+    "damped": {"label": "Newton, λ = 32", "color": plotting.VERMILLION},
+    LIBRARY_CUTOFF: {"label": "Newton, λ = 0", "color": plotting.PURPLE},
+    "hessian_free": {"label": "Hessian-free, λ = 32", "color": plotting.ORANGE},
+    "gauss_newton": {"label": "Gauss-Newton, λ = 4", "color": plotting.GREEN},
+    "tuned_sgd": {"label": "SGD, tuned", "color": plotting.BLUE, "linestyle": "--"},
+    "tuned_adam": {"label": "Adam, tuned", "color": plotting.BLACK, "linestyle": "--"},
+    "tuned_gauss_newton": {
+        "label": "Gauss-Newton, tuned λ",
+        "color": plotting.GREEN,
+        "linestyle": "--",
+    },
+    "levenberg_marquardt": {
+        "label": "Gauss-Newton, Levenberg-Marquardt",
+        "color": plotting.PURPLE,
+        "linestyle": "-.",
+    },
+    "trust_region": {
+        "label": "Newton-Lanczos trust region",
+        "color": plotting.VERMILLION,
+        "linestyle": ":",
+    },
+}
+"""How each method looks in every picture."""
+
+
+def slides_objective() -> Objective:
+    """784-10-10 with ReLU and softmax cross-entropy."""
+    return Objective(mlp([784, 10, 10]), softmax_cross_entropy)
+
+
+def training_run(
+    optimizer: Optimizer, seed: int, data: Dataset, epochs: int, batch_size: int = BATCH_SIZE
+) -> dict[str, Any]:
+    """One run as plain numbers, its curves in stretches; methods share start and order by seed."""
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    history = train(
+        optimizer,
+        optimizer.objective.model.init(init_key),
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        key=train_key,
+        progress=False,
+    )
+    steps = len(history.loss)
+    points = min(steps, MOST_POINTS)
+    return {
+        "steps": steps,
+        "loss": plotting.binned(history.loss, points),
+        "final_loss": history.loss[-(steps // epochs) :].mean(),
+        "diverged_at": history.diverged_at,
+        "test_loss": history.test_loss,
+        "test_accuracy": history.test_accuracy,
+        "seconds": history.seconds.sum(),
+        "info": {name: plotting.binned(told, points) for name, told in history.info.items()},
+    }
+
+
+def seconds_of_steps(optimizer: Optimizer, steps: int, repeats: int) -> np.ndarray:
+    """Seconds of a step, the mean over an epoch of ``steps``, for each repeat after a first."""
+    key = jax.random.key(0)
+    history = train(
+        optimizer,
+        optimizer.objective.model.init(key),
+        mnist(steps * BATCH_SIZE),
+        epochs=repeats + 1,
+        batch_size=BATCH_SIZE,
+        key=key,
+        evaluate=False,
+        progress=False,
+    )
+    return history.seconds[1:] / steps
+
+
+def tune(grid: Sequence[float], score: Callable[[float], float]) -> dict[str, Any]:
+    """Try every value of an evenly spaced (in ratio) grid; widen it while the best is at its edge.
+
+    Args:
+        grid: ascending.
+        score: value -> what to make small; ``nan`` counts as infinite.
+
+    Returns:
+        The values tried, their scores, and the best.
+    """
+    scores = {value: _finite(score(value)) for value in grid}
+    ratio = grid[1] / grid[0]
+    for beyond in _beyond(scores, ratio):
+        scores[beyond] = _finite(score(beyond))
+    values = sorted(scores)
+    return {
+        "values": values,
+        "scores": [scores[value] for value in values],
+        "best": min(scores, key=scores.__getitem__),
+    }
+
+
+def _beyond(scores: dict[float, float], ratio: float) -> Iterator[float]:
+    for _ in range(6):
+        best = min(scores, key=scores.__getitem__)
+        if best == min(scores):
+            yield best / ratio
+        elif best == max(scores):
+            yield best * ratio
+        else:
+            return
+
+
+def _finite(score: float) -> float:
+    return float(score) if np.isfinite(score) else HIGHEST_LOSS
+
+
+def tuned_runs(
+    build: Callable[[float], Optimizer],
+    grid: Sequence[float],
+    data: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    seeds: int,
+) -> dict[str, Any]:
+    """A search on a seed of its own, then the best value's runs on ``seeds`` others."""
+
+    def run(value: float, seed: int) -> dict[str, Any]:
+        return training_run(build(value), seed, data, epochs, batch_size)
+
+    search = tune(grid, lambda value: run(value, TUNING_SEED)["final_loss"])
+    return {"search": search, "runs": [run(search["best"], seed) for seed in range(seeds)]}
+
+
+def grid_around(middle: float, ratio: float, values: int) -> list[float]:
+    """``values`` numbers, each ``ratio`` times the one before, around ``middle``."""
+    return [float(middle * ratio**k) for k in np.arange(values) - values // 2]
+
+
+def over_tuned_seeds(results: dict, method: str, batch_size: int, key: str) -> np.ndarray:
+    """A tuned method's numbers at a batch size, seeds along the first axis."""
+    runs = results["cells"][f"{method}_at_{batch_size}"]["runs"]
+    return np.array([run[key] for run in runs], float)
+
+
+def over_seeds(results: dict, method: str, key: str) -> np.ndarray:
+    """A method's numbers, seeds along the first axis."""
+    found = (cell for name, cell in results["cells"].items() if name.rpartition(".")[0] == method)
+    return np.array([cell[key] for cell in found], float)
+
+
+def final_loss(results: dict, method: str) -> np.ndarray:
+    """Mean loss of the last epoch, one for each seed; a diverged run counts as 10."""
+    loss = over_seeds(results, method, "final_loss")
+    return np.minimum(np.nan_to_num(loss, nan=HIGHEST_LOSS), HIGHEST_LOSS)
+
+
+def final_accuracy(results: dict, method: str) -> np.ndarray:
+    """Test accuracy after the last epoch, one for each seed; a diverged run counts as 0."""
+    return np.nan_to_num(over_seeds(results, method, "test_accuracy")[:, -1])
+
+
+def seconds_a_step(results: dict, method: str) -> np.ndarray:
+    """Seconds of a step, one for each timed repeat."""
+    return np.array(results["cells"]["timing"]["seconds_a_step"][method])
+
+
+def loss_against_steps(axes: Axes, results: dict, methods: Sequence[str]) -> None:
+    """Training loss, means over stretches of steps, against steps."""
+    for method in methods:
+        loss = over_seeds(results, method, "loss")
+        x = middles(loss.shape[1]) * over_seeds(results, method, "steps")[0]
+        plotting.band(axes, x, loss, **STYLES[method])
+    axes.set(xlabel="step", ylabel="training loss (nats)")
+    axes.legend()
+
+
+def loss_against_seconds(axes: Axes, results: dict, methods: Sequence[str]) -> None:
+    """The same loss against seconds, at the timed seconds of a step."""
+    for method in methods:
+        loss = over_seeds(results, method, "loss")
+        steps = over_seeds(results, method, "steps")[0]
+        x = middles(loss.shape[1]) * steps * seconds_a_step(results, method).mean()
+        plotting.band(axes, x, loss, **STYLES[method])
+    axes.set(xlabel="seconds, compilation left out", ylabel="training loss (nats)", xscale="log")
+    axes.legend()
+
+
+def accuracy_against_epochs(axes: Axes, results: dict, methods: Sequence[str]) -> None:
+    """Test accuracy after each epoch."""
+    for method in methods:
+        accuracy = over_seeds(results, method, "test_accuracy")
+        x = np.arange(1, accuracy.shape[1] + 1)
+        plotting.band(axes, x, accuracy, marker="o", markersize=4, **STYLES[method])
+    axes.set(xlabel="epoch", ylabel="test accuracy", xticks=x)
+    axes.legend()
+
+
+def middles(points: int) -> np.ndarray:
+    """The middles of as many stretches of the unit interval."""
+    return (np.arange(points) + 0.5) / points

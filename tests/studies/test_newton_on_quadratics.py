@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+
+from soaa_edu import studies
+from soaa_edu.studies import newton_on_quadratics as study
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+
+SMALL, LARGE = (0.01, 0.02, 0.015), (5.0, 6.0, 7.0)
+
+
+def results(rounding, steps):
+    """Made-up results: errors over rounding and steps at κ = 100, one for each seed."""
+    seeds = len(rounding)
+    return {
+        "study": "newton_on_quadratics",
+        "settings": {"dimensions": 20, "seeds": seeds},
+        "cells": {
+            "1e+00": {
+                "condition_number": 1.0,
+                "newton_error": (1e-16,) * seeds,
+                "newton_error_over_rounding": (0.001,) * seeds,
+                "gradient_descent_steps": (1,) * seeds,
+            },
+            "1e+02": {
+                "condition_number": 100.0,
+                "newton_error": tuple(1e-12 * r for r in rounding),
+                "newton_error_over_rounding": rounding,
+                "gradient_descent_steps": steps,
+            },
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "rounding, steps, answer",
+    [
+        (SMALL, (700, 800, 750), HOLDS),
+        (LARGE, (700, 800, 750), IN_PART),
+        (SMALL, (0, 0, 0), IN_PART),
+        (LARGE, (0, 0, 0), DOES_NOT_HOLD),
+        ((0.1, 3.0, 0.2), (700, 800, 750), UNSETTLED),
+        (SMALL, (1, 1, 900), UNSETTLED),
+        (SMALL[:2], (700, 800), UNSETTLED),
+    ],
+)
+def test_s1_can_come_out_every_way(answers, rounding, steps, answer):
+    assert answers(results(rounding, steps)) == {"S1": answer}
+
+
+def test_the_figure_shows_steps_and_errors(draw):
+    drawing = draw(results(SMALL, (700, 800, 750)))
+    assert len(drawing.axes) == 2
+
+
+@pytest.fixture(scope="module")
+def computed():
+    """What the study finds at a scale smaller than the quick one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(study.SCALES, "quick", study.Settings(5, (1.0, 100.0), 3, "0 s"))
+        return studies.run("newton_on_quadratics", "quick")
+
+
+def test_a_small_scale_settles_the_claim(computed, answers, draw):
+    made_up = results(SMALL, SMALL)["cells"]
+    assert {name: set(cell) for name, cell in computed["cells"].items()} == {
+        name: set(cell) for name, cell in made_up.items()
+    }
+    assert answers(computed) == {"S1": HOLDS}
+    draw(computed)
+
+
+def test_gradient_descent_takes_the_steps_that_theory_says(computed):
+    cells = computed["cells"]
+    assert cells["1e+00"]["gradient_descent_steps"] == (1, 1, 1)
+    bound = np.log(1e-6) / np.log((100 - 1) / (100 + 1))
+    steps = np.array(cells["1e+02"]["gradient_descent_steps"])
+    assert np.all((0.5 * bound < steps) & (steps <= np.ceil(bound)))

@@ -1,0 +1,82 @@
+from types import SimpleNamespace
+
+import numpy as np
+import optax
+import pytest
+
+from soaa_edu import Objective, first_order, softmax_cross_entropy
+from soaa_edu.data import Dataset
+from soaa_edu.models import mlp
+from soaa_edu.studies import runs
+
+
+def test_a_search_widens_until_the_best_is_inside():
+    found = runs.tune([1.0, 2.0, 4.0], lambda value: abs(np.log2(value) - 5))
+    assert found["values"] == [1, 2, 4, 8, 16, 32, 64]
+    assert found["scores"] == [5, 4, 3, 2, 1, 0, 1]
+    assert found["best"] == 32
+
+
+def test_a_search_inside_its_grid_tries_nothing_else():
+    found = runs.tune([1.0, 2.0, 4.0], lambda value: abs(value - 2.5))
+    assert (found["values"], found["best"]) == ([1, 2, 4], 2)
+
+
+def test_a_search_widens_downwards_too_and_gives_up_after_six_tries():
+    found = runs.tune([1.0, 10.0], lambda value: value)
+    np.testing.assert_allclose(found["values"], 10.0 ** np.arange(-6, 2))
+    assert found["best"] == min(found["values"])
+
+
+def test_a_diverged_try_is_never_the_best():
+    found = runs.tune([1.0, 2.0, 4.0], lambda value: np.nan if value > 2 else 3 - value)
+    assert found["best"] == 2
+    assert found["scores"] == [2, 1, runs.HIGHEST_LOSS]
+
+
+@pytest.mark.parametrize("values, grid", [(1, [3]), (3, [1.5, 3, 6]), (4, [0.75, 1.5, 3, 6])])
+def test_a_grid_stands_around_its_middle(values, grid):
+    assert runs.grid_around(3.0, 2.0, values) == grid
+
+
+def test_a_run_is_told_in_stretches(rng):
+    inputs, labels = rng.normal(size=(30, 3)), rng.integers(4, size=30)
+    data = Dataset(train=(inputs, labels), test=(inputs, labels))
+    objective = Objective(mlp([3, 4]), softmax_cross_entropy)
+    optimizer = first_order(objective, optax.sgd(0.1))
+    run, again = (runs.training_run(optimizer, 1, data, epochs=10, batch_size=1) for _ in range(2))
+    assert (run["steps"], run["diverged_at"]) == (300, None)
+    assert run["loss"].shape == (runs.MOST_POINTS,)
+    assert run["test_loss"].shape == run["test_accuracy"].shape == (10,)
+    assert run["final_loss"] < run["loss"][:14].mean()
+    np.testing.assert_array_equal(run["loss"], again["loss"])
+
+
+def test_runs_of_one_seed_share_their_start_and_order(rng):
+    inputs, labels = rng.normal(size=(8, 3)), rng.integers(4, size=8)
+    data = Dataset(train=(inputs, labels))
+    objective = Objective(mlp([3, 4]), softmax_cross_entropy)
+    still, momentum = (
+        runs.training_run(first_order(objective, optimizer), 0, data, epochs=1, batch_size=2)
+        for optimizer in (optax.sgd(0.1), optax.sgd(0.1, momentum=0.9))
+    )
+    np.testing.assert_allclose(still["loss"][:2], momentum["loss"][:2], rtol=1e-6)
+    assert not np.isclose(still["loss"][3], momentum["loss"][3], rtol=1e-6)
+
+
+def test_a_diverged_run_counts_as_ten_and_as_knowing_nothing(made_up_runs):
+    cells = made_up_runs("sgd", [0.5, np.nan, np.inf, 1e6], [0.9, np.nan, 0.1, 0.2])
+    results = {"cells": cells | made_up_runs("slow_sgd", [0.7])}
+    np.testing.assert_array_equal(runs.final_loss(results, "sgd"), [0.5, 10, 10, 10])
+    np.testing.assert_array_equal(runs.final_accuracy(results, "sgd"), [0.9, 0, 0.1, 0.2])
+
+
+def test_seconds_of_steps_are_those_of_an_epoch_over_its_steps_but_for_the_first(monkeypatch):
+    def a_second_a_step(optimizer, params, data, *, epochs, batch_size, **_):
+        steps = len(data.train[0]) / batch_size
+        return SimpleNamespace(seconds=steps + 100 * (np.arange(epochs) == 0))
+
+    monkeypatch.setattr(runs, "mnist", lambda size: Dataset(train=(np.zeros(size), None)))
+    monkeypatch.setattr(runs, "train", a_second_a_step)
+    optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
+    np.testing.assert_array_equal(runs.seconds_of_steps(optimizer, 5, 3), [1, 1, 1])

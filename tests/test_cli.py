@@ -1,0 +1,123 @@
+import jax
+import pytest
+
+import soaa_edu
+from soaa_edu import claims, cli, studies
+from soaa_edu.data import images
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder in which the command looks for results, and puts them."""
+    monkeypatch.setattr(studies, "results_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def test_reproduce_stores_the_study_and_tells_its_verdicts(tmp_path, capsys):
+    assert cli.main(["reproduce", "inverting_gpt4", "--output", str(tmp_path)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"{tmp_path}/inverting_gpt4.quick.json and .png", "    S9: holds in part"]
+    assert (tmp_path / "inverting_gpt4.quick.json").exists()
+
+
+def test_reproduce_takes_a_scale_and_its_folder_by_itself(folder, capsys):
+    assert cli.main(["reproduce", "inverting_gpt4", "--scale", "laptop"]) == 0
+    assert (folder / "inverting_gpt4.laptop.png").exists()
+
+
+def test_reproduce_all_takes_every_study(folder, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "NAMES", ("inverting_gpt4",))
+    assert cli.main(["reproduce", "all"]) == 0
+    assert (folder / "inverting_gpt4.quick.json").exists()
+
+
+def test_list_shows_studies_claims_and_what_is_stored(folder, capsys):
+    studies.reproduce("inverting_gpt4", "laptop", folder)
+    capsys.readouterr()
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "newton_on_mnist: Newton on MNIST, undamped and damped (S2, S3, S4, S5)" in lines
+    at = lines.index("inverting_gpt4: What it would take to invert GPT-4's Hessian (S9)")
+    words = [line.split() for line in lines[at + 1 : at + 4]]
+    assert words == [
+        ["quick", "-", "0", "s"],
+        ["laptop", "stored", "0", "s"],
+        ["gpu", "-", "0", "s"],
+    ]
+
+
+def test_claims_prints_the_report(folder, capsys):
+    assert cli.main(["claims", "S1", "S9"]) == 0
+    assert capsys.readouterr().out == claims.report("S1", "S9", folder=folder) + "\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["reproduce", "no_such_study"], "soaa-edu: the study must be one of"),
+        (["reproduce", "inverting_gpt4", "--scale", "huge"], "soaa-edu: scale must be one of"),
+        (["claims", "S99"], "soaa-edu: the claim must be one of"),
+    ],
+)
+def test_a_mistake_gets_a_message_and_status_2(folder, capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert not out
+
+
+def test_a_truncated_result_gets_a_message_and_status_2(folder, capsys):
+    (folder / "inverting_gpt4.quick.json").write_text('{"study": ')
+    assert cli.main(["claims", "S9"]) == 2
+    assert "inverting_gpt4.quick.json" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_gets_a_message_and_status_2(folder, capsys):
+    file = folder / "a_file"
+    file.touch()
+    assert cli.main(["reproduce", "inverting_gpt4", "--output", str(file)]) == 2
+    assert "a_file" in capsys.readouterr().err
+
+
+def test_an_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "reproduce", interrupt)
+    assert cli.main(["reproduce", "inverting_gpt4"]) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_no_command_at_all_shows_the_usage(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 2
+    assert "usage: soaa-edu" in capsys.readouterr().err
+
+
+def test_the_doctor_tells_versions_device_float64_and_data_files(capsys):
+    assert cli.main(["doctor"]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told["soaa-edu"] == soaa_edu.__version__
+    assert told["jax"] == jax.__version__
+    assert told["platform"] == jax.devices()[0].platform
+    assert told["float64"].startswith("available, by default off")
+    assert told["data"].endswith(": sound")
+
+
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MNIST_FOLDER", tmp_path)
+
+
+def test_the_doctor_names_every_broken_data_file(no_data, capsys):
+    assert cli.main(["doctor"]) == 2
+    out, err = capsys.readouterr()
+    assert "sound" not in out
+    assert [line for line in images.MNIST_SHA256 if f"{line} is missing" not in err] == []
+
+
+def test_a_study_without_its_data_gets_a_message_and_status_2(no_data, folder, capsys):
+    assert cli.main(["reproduce", "newton_on_mnist"]) == 2
+    assert "train-images-idx3-ubyte.gz is missing" in capsys.readouterr().err
