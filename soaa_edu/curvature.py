@@ -165,7 +165,18 @@ def dense(matvec: Matvec, params: Any) -> jax.Array:
     def column(unit: jax.Array) -> jax.Array:
         return ravel_pytree(matvec(unravel(unit)))[0]
 
-    return jax.lax.map(column, jnp.eye(flat.size, dtype=flat.dtype), batch_size=256).T
+    return images_of_units(column, flat.size, flat.dtype).T
+
+
+def images_of_units(function: Callable, size: int, dtype: Any) -> jax.Array:
+    """What ``function`` makes of each unit vector of ``size`` numbers, one row for each.
+
+    At most 256 are taken at a time, in even parts, so that one program serves them all.
+    """
+    parts = math.ceil(size / 256)
+    units = jnp.eye(parts * math.ceil(size / parts), size, dtype=dtype)
+    rows = jax.lax.map(jax.vmap(function), units.reshape(parts, -1, size))
+    return rows.reshape(len(units), -1)[:size]
 
 
 def _examples(targets: Any) -> Any:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from soaa_edu import checks
 
 Params = dict[str, dict[str, jax.Array]]
+STANDARD_DEVIATION_WITHIN_TWO = 0.87962566103423978
+"""Of a standard normal number that is drawn again until it lies between -2 and 2."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Model:
 
 def init_dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
     """A dense layer's arrays: LeCun-normal weight ``(inputs, outputs)``, zero bias."""
-    weight = jax.nn.initializers.lecun_normal()(key, (inputs, outputs))
+    truncated = jax.random.truncated_normal(key, -2, 2, (inputs * outputs,))
+    spread = (1 / inputs) ** 0.5 / STANDARD_DEVIATION_WITHIN_TWO
+    weight = truncated.reshape(inputs, outputs) * spread
     return {"weight": weight, "bias": jnp.zeros(outputs)}
 
 

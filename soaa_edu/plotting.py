@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
@@ -64,7 +63,7 @@ def contours(
 ) -> None:
     """Level lines of a function of two numbers, ``f(array of shape (2,))``."""
     x, y = np.linspace(*x_range, 200), np.linspace(*y_range, 200)
-    grid = jnp.stack(jnp.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
     heights = jax.vmap(f)(grid).reshape(len(y), len(x))
     axes.contour(x, y, heights, levels=levels, colors="0.7", linewidths=0.8)
     axes.set(xlim=x_range, ylim=y_range)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soaa_edu.models import mlp
+from soaa_edu.models import init_dense, mlp
 
 
 def relu(x):
@@ -37,6 +37,13 @@ def test_weights_start_lecun_normal_and_biases_at_zero():
         np.testing.assert_allclose([weight.mean(), weight.std()], [0, 1], atol=0.01)
         assert 2.2 < np.abs(weight).max() <= 2 / 0.8796
         assert not np.any(layer["bias"])
+
+
+@pytest.mark.parametrize("shape", [(784, 10), (10, 10), (49, 10), (5, 1), (3, 300)])
+def test_weights_are_drawn_as_jaxs_own_initializer_draws_them(shape):
+    key = jax.random.key(3)
+    expected = jax.nn.initializers.lecun_normal()(key, shape)
+    np.testing.assert_allclose(init_dense(key, *shape)["weight"], expected, rtol=1e-6)
 
 
 def test_layers_of_one_shape_start_apart():

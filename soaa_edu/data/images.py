@@ -1,8 +1,9 @@
-"""MNIST, shipped with the package and checked whenever it is read."""
+"""MNIST, shipped with the package and checked when it is read."""
 
 import gzip
 import hashlib
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -50,7 +51,7 @@ def mnist(train_size: int | None = None) -> Dataset:
         ValueError: ``train_size`` is not between 1 and 60,000.
     """
     train_images, train_labels, test_images, test_labels = (
-        read_idx(MNIST_FOLDER / name, digest) for name, digest in MNIST_SHA256.items()
+        _read_again_if_changed(MNIST_FOLDER / name, digest) for name, digest in MNIST_SHA256.items()
     )
     if train_size is not None:
         chosen = balanced_subset(train_labels, train_size)
@@ -79,6 +80,15 @@ def read_idx(path: Path, sha256: str) -> np.ndarray:
     axes = content[3]
     shape = np.frombuffer(content, ">u4", count=axes, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _read_again_if_changed(path: Path, sha256: str) -> np.ndarray:
+    return _read_once(path, sha256, path.stat().st_mtime_ns if path.exists() else None)
+
+
+@lru_cache(maxsize=len(MNIST_SHA256))
+def _read_once(path: Path, sha256: str, modified: int | None) -> np.ndarray:
+    return read_idx(path, sha256)
 
 
 def balanced_subset(labels: np.ndarray, size: int) -> np.ndarray:

@@ -10,7 +10,13 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
-from soaa_edu.curvature import check_curvature, curvature_matvec, damped, dense
+from soaa_edu.curvature import (
+    check_curvature,
+    curvature_matvec,
+    damped,
+    dense,
+    images_of_units,
+)
 from soaa_edu.linear_solvers import conjugate_gradient
 from soaa_edu.models import Model
 from soaa_edu.objective import Objective
@@ -190,8 +196,11 @@ def push_through_solve(objective: Any, params: Any, batch: Any, damping: Any) ->
         jax.grad(lambda z: objective.loss(z, targets)), outputs
     )
     _, unravel = ravel_pytree(params)
-    units = jnp.eye(outputs.size, dtype=outputs.dtype).reshape(-1, *outputs.shape)
-    jacobian = jax.lax.map(lambda u: ravel_pytree(transposed(u))[0], units, batch_size=256)
+    jacobian = images_of_units(
+        lambda u: ravel_pytree(transposed(u.reshape(outputs.shape)))[0],
+        outputs.size,
+        outputs.dtype,
+    )
     kernel = (jacobian @ jacobian.T).reshape(-1, *outputs.shape)
     system = jax.vmap(output_hessian)(kernel).reshape(outputs.size, -1).T
     system = system + damping * jnp.eye(outputs.size, dtype=outputs.dtype)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from soaa_edu import plotting
 from soaa_edu.optimizers import newton
-from soaa_edu.problems import Problem, quadratic, random_quadratic
+from soaa_edu.problems import random_quadratic
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
 
 TITLE = "Newton's one step on quadratics, and gradient descent's many"
@@ -73,19 +73,21 @@ def _one_race(key: jax.Array, condition: float, dimensions: int) -> tuple[float,
     matrix = jax.hessian(random_quadratic(matrix_key, eigenvalues))(jnp.zeros(dimensions))
     solution = jax.random.normal(solution_key, (dimensions,))
     start = jax.random.normal(start_key, (dimensions,))
-    problem = quadratic(matrix, matrix @ solution)
+    error, count = _newton_error_and_descent_steps(matrix, solution, start, 2 / (1 + condition))
+    return float(error), int(count)
 
-    optimizer = newton(problem)
-    after, _, _ = optimizer.step(start, optimizer.init(start), NO_BATCH, key)
+
+@jax.jit
+def _newton_error_and_descent_steps(
+    matrix: jax.Array, solution: jax.Array, start: jax.Array, rate: jax.Array
+) -> tuple[jax.Array, Any]:
+    b = matrix @ solution
+
+    def f(x: jax.Array, batch: Any = None) -> jax.Array:
+        return 0.5 * x @ matrix @ x - b @ x
+
+    after, _, _ = newton(f).step(start, (), NO_BATCH, None)
     error = jnp.linalg.norm(after - solution) / jnp.linalg.norm(start - solution)
-    rate = 2 / (1 + condition)
-    return float(error), int(_gradient_descent_steps(problem, rate, start, solution))
-
-
-def _gradient_descent_steps(
-    problem: Problem, rate: float, start: jax.Array, solution: jax.Array
-) -> jax.Array:
-    gradient = jax.grad(problem)
     target = TARGET * jnp.linalg.norm(start - solution)
 
     def far(carry: tuple) -> jax.Array:
@@ -94,9 +96,9 @@ def _gradient_descent_steps(
 
     def descend(carry: tuple) -> tuple:
         x, count = carry
-        return x - rate * gradient(x), count + 1
+        return x - rate * jax.grad(f)(x), count + 1
 
-    return jax.jit(lambda x: jax.lax.while_loop(far, descend, (x, 0))[1])(start)
+    return error, jax.lax.while_loop(far, descend, (start, 0))[1]
 
 
 def _rounding(condition: Any, dimensions: int) -> Any:

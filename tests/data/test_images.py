@@ -97,6 +97,13 @@ def test_mnist_refuses_to_load_without_one_of_its_files(broken_folder, name):
         mnist()
 
 
+def test_a_file_that_is_damaged_after_it_was_read_is_read_again(broken_folder):
+    mnist(1)
+    truncate(broken_folder / "train-labels-idx1-ubyte.gz")
+    with pytest.raises(DataFileError, match=r"train-labels.* cannot be unpacked"):
+        mnist(1)
+
+
 def test_mnist_refuses_a_file_with_other_content(broken_folder):
     test_labels = broken_folder / "t10k-labels-idx1-ubyte.gz"
     shutil.copy(test_labels, broken_folder / "train-labels-idx1-ubyte.gz")
