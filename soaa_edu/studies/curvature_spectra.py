@@ -185,7 +185,7 @@ def verdicts(results: dict) -> list[Verdict]:
             parts,
             seeds=len(results["cells"]),
             least_seeds=LEAST_SEEDS,
-            settled_by="the laptop scale with more seeds",
+            settled_by="the laptop scale, and there by more seeds",
             notes=notes,
         )
     ]

@@ -112,7 +112,7 @@ def tune(grid: Sequence[float], score: Callable[[float], float]) -> dict[str, An
 
     Args:
         grid: ascending.
-        score: value -> what to make small; ``nan`` counts as infinite.
+        score: value -> what to make small; ``nan``, and anything above, counts as 10.
 
     Returns:
         The values tried, their scores, and the best.
@@ -141,7 +141,7 @@ def _beyond(scores: dict[float, float], ratio: float) -> Iterator[float]:
 
 
 def _finite(score: float) -> float:
-    return float(score) if np.isfinite(score) else HIGHEST_LOSS
+    return float(min(score, HIGHEST_LOSS)) if np.isfinite(score) else HIGHEST_LOSS
 
 
 def tuned_runs(
@@ -152,13 +152,18 @@ def tuned_runs(
     epochs: int,
     batch_size: int,
     seeds: int,
+    tuning_seeds: int = 1,
 ) -> dict[str, Any]:
-    """A search on a seed of its own, then the best value's runs on ``seeds`` others."""
+    """A search on seeds of its own, then the best value's runs on ``seeds`` others."""
 
     def run(value: float, seed: int) -> dict[str, Any]:
         return training_run(build(value), seed, data, epochs, batch_size)
 
-    search = tune(grid, lambda value: run(value, TUNING_SEED)["final_loss"])
+    def score(value: float) -> float:
+        tries = [run(value, TUNING_SEED + seed)["final_loss"] for seed in range(tuning_seeds)]
+        return float(np.mean([_finite(loss) for loss in tries]))
+
+    search = tune(grid, score)
     return {"search": search, "runs": [run(search["best"], seed) for seed in range(seeds)]}
 
 

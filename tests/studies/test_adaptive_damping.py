@@ -18,7 +18,7 @@ def results(made_up_runs):
             for rule, loss in (LOSSES | dict(losses) | changes).items():
                 runs = made_up_runs(rule, loss + np.array([0, 0.001, -0.001])[:seeds])
                 cells[f"{rule}_at_{batch_size}"] = {
-                    "search": {"best": 2.0},
+                    "search": {"best": 2.0, "values": [1, 2, 4], "scores": [0.3, 0.2, 0.21]},
                     "runs": list(runs.values()),
                 }
         settings = {"batch_sizes": BATCHES, "seeds": seeds, "epochs": 2}
@@ -54,6 +54,10 @@ def test_s10_can_come_out_every_way(answers, results, changes, answer):
 )
 def test_s11_can_come_out_every_way(answers, results, changes, answer):
     assert answers(results(**changes))["S11"] == answer
+
+
+def test_tries_near_the_best_are_counted(results):
+    assert study.tries_near_the_best(results(), "trust_region", 64) == 2
 
 
 def test_the_figure_has_a_panel_for_each_batch_size(draw, results):

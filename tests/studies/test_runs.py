@@ -80,3 +80,17 @@ def test_seconds_of_steps_are_those_of_an_epoch_over_its_steps_but_for_the_first
     monkeypatch.setattr(runs, "train", a_second_a_step)
     optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
     np.testing.assert_array_equal(runs.seconds_of_steps(optimizer, 5, 3), [1, 1, 1])
+
+
+def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monkeypatch):
+    def run(value, seed, *_):
+        diverges = value == 2 and seed == runs.TUNING_SEED + 1
+        return {"final_loss": np.nan if diverges else 1 / value, "seed": seed}
+
+    monkeypatch.setattr(runs, "training_run", run)
+    settings = {"epochs": 1, "batch_size": 2, "seeds": 2}
+    one = runs.tuned_runs(float, [1, 2, 4], None, **settings)
+    two = runs.tuned_runs(float, [1, 2, 4], None, **settings, tuning_seeds=2)
+    assert one["search"]["scores"][1] == 0.5
+    assert two["search"]["scores"][:3] == [1, (0.5 + runs.HIGHEST_LOSS) / 2, 0.25]
+    assert [run["seed"] for run in two["runs"]] == [0, 1]

@@ -1,0 +1,13 @@
+"""What the README says in numbers is what the stored results say."""
+
+from pathlib import Path
+
+from soaa_edu import studies
+from soaa_edu.studies.gauss_newton_on_mnist import slides_table
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_slides_table_is_computed_from_the_stored_results():
+    names = ("gauss_newton_on_mnist", "newton_on_mnist")
+    assert slides_table(*(studies.stored(name, "laptop") for name in names)) in README
