@@ -112,6 +112,7 @@ def test_the_cells_have_the_form_that_the_verdicts_read(monkeypatch, rng, draw, 
     monkeypatch.setattr(study, "mnist", small_mnist)
     monkeypatch.setattr(study, "seconds_of_steps", lambda *_: np.ones(2))
     small = {"seeds": 1, "undamped_seeds": 1, "dense_hidden": 1, "dense_steps": 1}
+    small["cutoffs"] = (9.5e-3, 1e-1)
     cells = study.cells(study.SCALES["quick"]._replace(**small))
     made_up = results(seeds=1)["cells"]
     assert set(cells) == set(made_up)
