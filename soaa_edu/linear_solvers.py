@@ -46,6 +46,7 @@ def conjugate_gradient(
     tolerance: Any = 1e-5,
     x0: Any = None,
     preconditioner: Callable | None = None,
+    metric: Callable | None = None,
 ) -> CGResult:
     """Solve A x = b for a symmetric positive definite A (Hestenes & Stiefel 1952).
 
@@ -66,6 +67,8 @@ def conjugate_gradient(
         tolerance: relative to ‖b‖.
         x0: where to start, zero by default.
         preconditioner: r -> M r, M symmetric positive definite and near A⁻¹.
+        metric: v -> K v, where vectors are coordinates in a basis that is not orthonormal and has
+            the Gram matrix K. Then K A is symmetric, and lengths and products are K's.
 
     Raises:
         ValueError: ``max_iterations`` below one, a negative tolerance, or an ``x0`` unlike ``b``.
@@ -76,10 +79,15 @@ def conjugate_gradient(
     largest = jnp.max(jnp.abs(rhs))
     scale = jnp.where(largest == 0, 1, largest)
     rhs = rhs / scale
-    target = tolerance * jnp.linalg.norm(rhs)
 
     def multiply(v: jax.Array) -> jax.Array:
         return ravel_pytree(matvec(unravel(v)))[0]
+
+    def measured(v: jax.Array) -> jax.Array:
+        return v if metric is None else ravel_pytree(metric(unravel(v)))[0]
+
+    def norm(v: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.maximum(v @ measured(v), 0))
 
     def precondition(r: jax.Array) -> jax.Array:
         return r if preconditioner is None else ravel_pytree(preconditioner(unravel(r)))[0]
@@ -92,24 +100,27 @@ def conjugate_gradient(
             raise ValueError(f"x0 has {x.size} numbers and b has {rhs.size}: give x0 the form of b")
         residual = rhs - multiply(x)
 
+    target = tolerance * norm(rhs)
+
     def unfinished(s: _CGState) -> jax.Array:
         improvable = (s.residual_norm > target) & jnp.isfinite(s.residual_norm)
         return improvable & s.positive_curvature & (s.iterations < max_iterations)
 
     def advance(s: _CGState) -> _CGState:
         product = multiply(s.direction)
-        curvature = s.direction @ product
+        direction = measured(s.direction)
+        curvature = direction @ product
         positive = curvature > 0
-        alpha = jnp.where(positive, s.direction @ s.residual / curvature, 0)
+        alpha = jnp.where(positive, direction @ s.residual / curvature, 0)
         residual = s.residual - alpha * product
         z = precondition(residual)
-        residual_product = residual @ z
+        residual_product = measured(residual) @ z
         return _CGState(
             x=s.x + alpha * s.direction,
             residual=residual,
             direction=z + residual_product / s.residual_product * s.direction,
             residual_product=residual_product,
-            residual_norm=jnp.linalg.norm(residual),
+            residual_norm=norm(residual),
             iterations=s.iterations + positive,
             positive_curvature=positive,
         )
@@ -120,8 +131,8 @@ def conjugate_gradient(
         residual = rhs - multiply(s.x)
         return s._replace(
             residual=residual,
-            residual_product=residual @ precondition(residual),
-            residual_norm=jnp.linalg.norm(residual),
+            residual_product=measured(residual) @ precondition(residual),
+            residual_norm=norm(residual),
         )
 
     z = precondition(residual)
@@ -129,8 +140,8 @@ def conjugate_gradient(
         x=x,
         residual=residual,
         direction=z,
-        residual_product=residual @ z,
-        residual_norm=jnp.linalg.norm(residual),
+        residual_product=measured(residual) @ z,
+        residual_norm=norm(residual),
         iterations=jnp.int32(0),
         positive_curvature=jnp.bool_(True),
     )

@@ -19,7 +19,7 @@ FLOORS = [
     {"objective", "models", "problems", "data"},
     {"checks", "provenance", "storage"},
 ]
-SHARED_BY_OPTIMIZERS = {"protocol", "trials"}
+SHARED_BY_OPTIMIZERS = {"protocol", "spans", "trials"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))
 }

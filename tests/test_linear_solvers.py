@@ -210,6 +210,23 @@ def test_under_vmap_every_system_is_solved_by_itself(system, rng):
     np.testing.assert_array_equal(together.iterations > 0, [False, True, False])
 
 
+def test_in_a_basis_that_is_not_orthonormal_the_metric_makes_it_the_same_iteration(float64, rng):
+    basis, core = rng.normal(size=(12, 5)), rng.normal(size=(5, 5))
+    core, gram, beta = core @ core.T, basis.T @ basis, rng.normal(size=5)
+    matrix = basis @ core @ basis.T + 0.5 * np.eye(12)
+    for iterations in (1, 3, 60):
+        options = {"max_iterations": iterations, "tolerance": 1e-12}
+        inside = conjugate_gradient(
+            lambda a: core @ (gram @ a) + 0.5 * a, beta, metric=lambda a: gram @ a, **options
+        )
+        outside = conjugate_gradient(lambda v: matrix @ v, basis @ beta, **options)
+        np.testing.assert_allclose(basis @ inside.solution, outside.solution, atol=1e-10)
+        assert inside.iterations == outside.iterations
+        np.testing.assert_allclose(
+            inside.residual_norm, outside.residual_norm, rtol=1e-6, atol=1e-10
+        )
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

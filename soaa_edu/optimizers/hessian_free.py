@@ -11,6 +11,7 @@ from soaa_edu import checks
 from soaa_edu.curvature import check_curvature, curvature_matvec, damped
 from soaa_edu.linear_solvers import conjugate_gradient
 from soaa_edu.optimizers.protocol import Optimizer
+from soaa_edu.optimizers.spans import spanned_by_rows
 from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
 
 
@@ -25,7 +26,9 @@ def hessian_free(
 ) -> Optimizer:
     """Hessian-free Newton, as in the slides: θ ← θ - α d, (C + λI) d = g by conjugate gradients.
 
-    The curvature is linearised once a step, and every iteration is one product with it.
+    The curvature is linearised once a step, and every iteration is one product with it. Where the
+    model declares its input layer and the inputs are much wider than the batch, the iteration runs
+    in coordinates on the batch's rows: the same iterates, at a fraction of the cost.
     ``martens_hessian_free`` adds what Martens (2010) did.
 
     Args:
@@ -57,17 +60,27 @@ def hessian_free(
 
     def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         strength = damping if rule is None else state
-        loss, gradient = jax.value_and_grad(objective)(params, batch)
-        matvec = curvature_matvec(objective, params, batch, curvature)
+        seen = spanned_by_rows(objective, params, batch)
+        loss, gradient = jax.value_and_grad(seen.objective)(seen.coordinates, batch)
+        multiply = curvature_matvec(seen.objective, seen.coordinates, batch, curvature)
+
+        def matvec(v: Any) -> Any:
+            return multiply(seen.metric(v))
+
         cg = conjugate_gradient(
-            damped(matvec, strength), gradient, max_iterations=max_iterations, tolerance=tolerance
+            damped(matvec, strength),
+            gradient,
+            max_iterations=max_iterations,
+            tolerance=tolerance,
+            metric=seen.metric,
         )
-        update = jax.tree.map(lambda d: -learning_rate * d, cg.solution)
+        seen_update = jax.tree.map(lambda d: -learning_rate * d, cg.solution)
+        update = seen.lift(seen_update)
         info = {"loss": loss, "cg_iterations": cg.iterations}
         if rule is None:
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
             return params, state, info
-        predicted = predicted_decrease(matvec, gradient, update)
+        predicted = predicted_decrease(matvec, gradient, seen_update, seen.metric)
         trial = try_step(objective, params, batch, loss, update, predicted)
         info |= {
             "damping": strength,

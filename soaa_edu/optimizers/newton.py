@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ from soaa_edu.curvature import (
     images_of_units,
 )
 from soaa_edu.linear_solvers import conjugate_gradient
-from soaa_edu.models import Model
 from soaa_edu.objective import Objective
 from soaa_edu.optimizers.protocol import Optimizer
+from soaa_edu.optimizers.spans import seen_by_batch
 
 LARGEST_DENSE_SYSTEM = 20_000
 
@@ -118,52 +118,6 @@ def newton(
         return params, state, {"loss": loss, **told}
 
     return Optimizer(init, step, objective)
-
-
-class Seen(NamedTuple):
-    """An objective in the coordinates that a batch can see.
-
-    Attributes:
-        objective: like the original, of the coordinates.
-        coordinates: where the parameters stand.
-        lift: a direction in the coordinates -> the direction in the parameters.
-    """
-
-    objective: Callable
-    coordinates: Any
-    lift: Callable
-
-
-def seen_by_batch(objective: Any, params: Any, batch: Any) -> Seen:
-    """The objective on the span of a batch's inputs, where its model declares an input layer.
-
-    With the inputs X̃ = [X, 1] = X̃ Q Qᵀ, Q ``(in + 1, r)`` orthonormal, a change D of the input
-    layer's weight and bias acts through Qᵀ D alone: X̃ D = (X̃ Q)(Qᵀ D).
-    """
-    unchanged = Seen(objective, params, lambda direction: direction)
-    model = getattr(objective, "model", None)
-    if not isinstance(model, Model) or model.input_layer is None:
-        return unchanged
-    name = model.input_layer
-    layer, rest = params[name], {k: v for k, v in params.items() if k != name}
-    inputs, _ = batch
-    rows = jnp.asarray(inputs, layer["weight"].dtype).reshape(-1, layer["weight"].shape[0])
-    rows = jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
-    if rows.shape[0] >= rows.shape[1]:
-        return unchanged
-    basis, _ = jnp.linalg.qr(rows.T)
-    seen_rows = (rows @ basis).reshape(*inputs.shape[:-1], -1)
-
-    def restricted_model(coordinates: Any, inputs: Any) -> Any:
-        tap = seen_rows @ coordinates["seen"]
-        return model.forward({**coordinates["rest"], name: layer}, inputs, {name: tap})[0]
-
-    def lift(direction: Any) -> Any:
-        change = basis @ direction["seen"]
-        return {**direction["rest"], name: {"weight": change[:-1], "bias": change[-1]}}
-
-    still = jnp.zeros((basis.shape[1], layer["weight"].shape[1]), basis.dtype)
-    return Seen(Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, lift)
 
 
 def pseudo_inverse_solve(matrix: Any, vector: Any, cutoff: Any) -> tuple[Any, dict]:

@@ -25,9 +25,15 @@ class Trial(NamedTuple):
     accepted: jax.Array
 
 
-def predicted_decrease(matvec: Callable, gradient: Any, step: Any) -> jax.Array:
-    """-(gᵀs + ½ sᵀCs), what the undamped quadratic model promises for the step s."""
-    return -(optax.tree.vdot(gradient, step) + 0.5 * optax.tree.vdot(step, matvec(step)))
+def predicted_decrease(
+    matvec: Callable, gradient: Any, step: Any, metric: Callable = lambda v: v
+) -> jax.Array:
+    """-(gᵀs + ½ sᵀCs), what the undamped quadratic model promises for the step s.
+
+    ``metric`` is that of the coordinates: v -> v where their basis is orthonormal.
+    """
+    measured = metric(step)
+    return -(optax.tree.vdot(measured, gradient) + 0.5 * optax.tree.vdot(measured, matvec(step)))
 
 
 def try_step(

@@ -1,0 +1,105 @@
+"""The few directions of a network's parameters that a batch can see.
+
+With the inputs and a one for the bias as rows, X̃ = [X, 1] ``(rows, in + 1)``, a change D of the
+input layer's weight and bias acts through X̃ D alone. The gradient and every product with the
+curvature lie in the span of the rows, D = X̃ᵀ A, and nothing is lost by staying there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from soaa_edu.models import Model
+from soaa_edu.objective import Objective
+
+INPUTS_TO_A_ROW = 4
+
+
+class Seen(NamedTuple):
+    """An objective in the coordinates that a batch can see.
+
+    Attributes:
+        objective: like the original, of the coordinates.
+        coordinates: where the parameters stand.
+        lift: a direction in the coordinates -> the direction in the parameters.
+        metric: v -> K v with K the Gram matrix of the coordinates' basis.
+    """
+
+    objective: Callable
+    coordinates: Any
+    lift: Callable
+    metric: Callable = lambda v: v
+
+
+def seen_by_batch(objective: Any, params: Any, batch: Any) -> Seen:
+    """The objective on an orthonormal basis of the rows' span, where there is an input layer.
+
+    With X̃ = X̃ Q Qᵀ, Q ``(in + 1, r)`` orthonormal, X̃ D = (X̃ Q)(Qᵀ D).
+    """
+    if not _reads_rows(objective):
+        return _everything(objective, params)
+    rows = _rows(objective, params, batch)
+    if rows.shape[0] >= rows.shape[1]:
+        return _everything(objective, params)
+    basis, _ = jnp.linalg.qr(rows.T)
+    seen_rows = rows @ basis
+    return _restricted(objective, params, basis.shape[1], lambda z: seen_rows @ z, basis)
+
+
+def spanned_by_rows(objective: Any, params: Any, batch: Any) -> Seen:
+    """The objective on the rows themselves as a basis, D = X̃ᵀ A, where the inputs are much wider.
+
+    The basis is not orthonormal: its Gram matrix X̃X̃ᵀ is the metric. In these coordinates a
+    gradient is the gradient in the pre-activations, and K times a direction is its change of them,
+    so that a product with the curvature reads no input.
+    """
+    if not _reads_rows(objective):
+        return _everything(objective, params)
+    rows = _rows(objective, params, batch)
+    if INPUTS_TO_A_ROW * rows.shape[0] > rows.shape[1]:
+        return _everything(objective, params)
+    gram = rows @ rows.T
+
+    def metric(v: Any) -> Any:
+        return {**v, "seen": gram @ v["seen"]}
+
+    seen = _restricted(objective, params, rows.shape[0], lambda change: change, rows.T)
+    return seen._replace(metric=metric)
+
+
+def _everything(objective: Any, params: Any) -> Seen:
+    return Seen(objective, params, lambda direction: direction)
+
+
+def _reads_rows(objective: Any) -> bool:
+    model = getattr(objective, "model", None)
+    return isinstance(model, Model) and model.input_layer is not None
+
+
+def _rows(objective: Any, params: Any, batch: Any) -> jax.Array:
+    weight = params[objective.model.input_layer]["weight"]
+    rows = jnp.asarray(batch[0], weight.dtype).reshape(-1, weight.shape[0])
+    return jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
+
+
+def _restricted(
+    objective: Any, params: Any, size: int, to_change: Callable, basis: jax.Array
+) -> Seen:
+    """Coordinates ``(size, out)`` of the input layer's change, and the other layers as they are."""
+    model = objective.model
+    name = model.input_layer
+    layer, rest = params[name], {k: v for k, v in params.items() if k != name}
+    width = layer["weight"].shape[1]
+
+    def restricted_model(coordinates: Any, inputs: Any) -> Any:
+        tap = to_change(coordinates["seen"]).reshape(*inputs.shape[:-1], width)
+        return model.forward({**coordinates["rest"], name: layer}, inputs, {name: tap})[0]
+
+    def lift(direction: Any) -> Any:
+        change = basis @ direction["seen"]
+        return {**direction["rest"], name: {"weight": change[:-1], "bias": change[-1]}}
+
+    still = jnp.zeros((size, width), basis.dtype)
+    return Seen(Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, lift)

@@ -1,0 +1,85 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from soaa_edu import Objective, hessian_free, levenberg_marquardt
+from soaa_edu.curvature import hessian_matvec
+from soaa_edu.optimizers.spans import seen_by_batch, spanned_by_rows
+
+SHAPES = [(5,), (3, 2)]
+both_spans = pytest.mark.parametrize("span", [seen_by_batch, spanned_by_rows])
+
+
+@pytest.fixture
+def wide(classifier, rng):
+    """A network with 40 inputs, the same without a declared input layer, and batches for both."""
+    objective, params = classifier((40, 5, 4))
+    undeclared = Objective(replace(objective.model, input_layer=None), objective.loss)
+
+    def batch(shape):
+        return jnp.asarray(rng.normal(size=(*shape, 40))), jnp.asarray(rng.integers(4, size=shape))
+
+    return objective, undeclared, params, batch
+
+
+@both_spans
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_lifts_to_the_gradient(wide, span, shape):
+    objective, _, params, draw = wide
+    batch = draw(shape)
+    seen = span(objective, params, batch)
+    assert ravel_pytree(seen.coordinates)[0].size < ravel_pytree(params)[0].size
+    lifted = seen.lift(jax.grad(seen.objective)(seen.coordinates, batch))
+    expected = jax.grad(objective)(params, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), lifted, expected)
+
+
+@both_spans
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_product_lifts_to_the_product_and_the_metric_measures_lengths(wide, span, shape):
+    objective, _, params, draw = wide
+    batch = draw(shape)
+    seen = span(objective, params, batch)
+    v = jax.grad(seen.objective)(seen.coordinates, batch)
+    product = hessian_matvec(lambda c: seen.objective(c, batch), seen.coordinates)
+    full = hessian_matvec(lambda p: objective(p, batch), params)(seen.lift(v))
+    lifted = seen.lift(product(seen.metric(v)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), lifted, full)
+    squared = ravel_pytree(v)[0] @ ravel_pytree(seen.metric(v))[0]
+    length = np.linalg.norm(ravel_pytree(seen.lift(v))[0])
+    assert squared == pytest.approx(length**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("damping", [8.0, levenberg_marquardt(8.0)])
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_hessian_free_takes_the_same_step_with_a_declared_input_layer(wide, curvature, damping):
+    objective, undeclared, params, draw = wide
+    batch = draw((6,))
+    outcomes = []
+    for each in (objective, undeclared):
+        optimizer = hessian_free(each, damping=damping, curvature=curvature, learning_rate=0.5)
+        outcomes.append(jax.jit(optimizer.step)(params, optimizer.init(params), batch, None))
+    assert outcomes[0][2]["cg_iterations"] == outcomes[1][2]["cg_iterations"] > 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *outcomes)
+
+
+def test_examples_that_repeat_do_no_harm(wide):
+    objective, undeclared, params, draw = wide
+    batch = jax.tree.map(lambda array: jnp.concatenate([array[:3]] * 3), draw((3,)))
+    steps = [
+        jax.jit(hessian_free(each, damping=2.0).step)(params, (), batch, None)[0]
+        for each in (objective, undeclared)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *steps)
+
+
+@pytest.mark.parametrize("span, most", [(seen_by_batch, 40), (spanned_by_rows, 10)])
+def test_a_batch_with_too_many_rows_is_left_as_it_is(wide, span, most):
+    objective, undeclared, params, draw = wide
+    assert span(objective, params, draw((most,))).coordinates is not params
+    assert span(objective, params, draw((most + 1,))).coordinates is params
+    assert span(undeclared, params, draw((2,))).coordinates is params
