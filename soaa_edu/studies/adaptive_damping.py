@@ -57,7 +57,7 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 3, 1, (64, 640), 10, "60 s"),
+    "quick": Settings(1920, 2, 2, 3, 1, (64, 640), 10, "90 s"),
     "laptop": Settings(None, 3, 5, 9, 3, (64, 2048), 20, "40 min"),
     "gpu": Settings(None, 7, 10, 9, 3, (64, 512, 2048, 16384), 50, "not measured"),
 }

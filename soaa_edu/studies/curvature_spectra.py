@@ -48,7 +48,7 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 256, 40, 2, "20 s"),
+    "quick": Settings(1920, 2, 2, 256, 40, 2, "40 s"),
     "laptop": Settings(None, 7, 3, 2048, 120, 4, "5 min"),
     "gpu": Settings(None, 7, 10, 60_000, 200, 16, "not measured"),
 }

@@ -66,7 +66,7 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 3, 320, 20, 3, "40 s"),
+    "quick": Settings(1920, 2, 2, 3, 320, 20, 3, "75 s"),
     "laptop": Settings(None, 7, 5, 9, 2048, 200, 5, "15 min"),
     "gpu": Settings(None, 7, 10, 9, 2048, 200, 5, "not measured"),
 }

@@ -184,21 +184,21 @@ def figure(results: dict) -> Figure:
 def verdicts(results: dict) -> list[Verdict]:
     """S2 to S5."""
     found = {
-        "S2": _does_not_converge(results),
-        "S3": _is_slow(results, LIBRARY_CUTOFF),
-        "S4": _converges_behind_sgd(results),
-        "S5": _is_slow(results, "damped"),
+        "S2": (LIBRARY_CUTOFF, *_does_not_converge(results)),
+        "S3": (LIBRARY_CUTOFF, *_is_slow(results, LIBRARY_CUTOFF)),
+        "S4": ("damped", *_converges_behind_sgd(results)),
+        "S5": ("damped", *_is_slow(results, "damped")),
     }
     return [
         judge(
             claim,
             parts,
-            seeds=len(over_seeds(results, LIBRARY_CUTOFF, "final_loss")),
+            seeds=len(over_seeds(results, method, "final_loss")),
             least_seeds=LEAST_SEEDS,
             settled_by="the laptop scale, and there by more seeds",
             notes=notes,
         )
-        for claim, (parts, notes) in found.items()
+        for claim, (method, parts, notes) in found.items()
     ]
 
 
