@@ -1,14 +1,18 @@
 """Second-order optimization for deep learning: one method, one file, readable in one sitting."""
 
-from soaa_edu import curvature, data, linear_solvers, models, optimizers, problems
+from soaa_edu import curvature, data, kronecker, linear_solvers, models, optimizers, problems
 from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_error
 from soaa_edu.optimizers import (
     Optimizer,
     first_order,
     hessian_free,
+    kfac,
     levenberg_marquardt,
     martens_hessian_free,
     newton,
+    psgd,
+    shampoo,
+    soap,
     trust_region,
 )
 from soaa_edu.training import History, train
@@ -25,6 +29,8 @@ __all__ = [
     "data",
     "first_order",
     "hessian_free",
+    "kfac",
+    "kronecker",
     "levenberg_marquardt",
     "linear_solvers",
     "martens_hessian_free",
@@ -32,6 +38,9 @@ __all__ = [
     "newton",
     "optimizers",
     "problems",
+    "psgd",
+    "shampoo",
+    "soap",
     "softmax_cross_entropy",
     "squared_error",
     "train",

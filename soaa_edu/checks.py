@@ -44,3 +44,10 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless ``value`` is among ``allowed``."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless ``value`` is a number of zero or more and below one."""
+    number = concrete(value)
+    if number is not None and not 0 <= number < 1:
+        raise ValueError(f"{name} must be a number of zero or more and below one, got {value}")

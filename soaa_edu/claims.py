@@ -63,6 +63,17 @@ LEDGER = {
         "Levenberg-Marquardt should adjust the damping", "future work", "adaptive_damping"
     ),
     "S11": Claim("Newton-Lanczos should set a trust region", "future work", "adaptive_damping"),
+    "P2": Claim(
+        "PSGD's curvature depends on the number of iterations, not on the batch size, so it does "
+        "not suit large batches",
+        "c(P) along training (Fig. 2)",
+        "psgd_criterion",
+    ),
+    "P7": Claim(
+        "Gauss-Newton, K-FAC and Shampoo as one formula, with C⁻ᵉ",
+        "Eq. 1 and three definitions",
+        "kronecker_products",
+    ),
 }
 
 

@@ -83,7 +83,7 @@ def fisher_matvec(
         sampled = jax.lax.stop_gradient(loss.sample(key, outputs, targets))
         return empirical_fisher_matvec(objective, params, (inputs, sampled))
     outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
-    examples = _examples(targets)
+    examples = count_examples(targets)
 
     def matvec(v: Any) -> Any:
         covariance = loss.gradient_covariance(outputs, targets, jacobian(v))
@@ -106,7 +106,7 @@ def empirical_fisher_matvec(objective: Objective, params: Any, batch: Any) -> Ma
     def matvec(v: Any) -> Any:
         products = residual * jacobian(v)
         along = jnp.sum(products, axis=tuple(range(1, products.ndim)), keepdims=True)
-        return transpose(_examples(targets) * along * residual)
+        return transpose(count_examples(targets) * along * residual)
 
     return matvec
 
@@ -128,7 +128,7 @@ def empirical_fisher_diagonal(objective: Callable, params: Any, batch: Any) -> A
         return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, some), None
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), rows)
-    return jax.tree.map(lambda t: t / _examples(batch[1]), total)
+    return jax.tree.map(lambda t: t / count_examples(batch[1]), total)
 
 
 def check_curvature(objective: Any, curvature: str) -> None:
@@ -179,7 +179,7 @@ def images_of_units(function: Callable, size: int, dtype: Any) -> jax.Array:
     return rows.reshape(len(units), -1)[:size]
 
 
-def _examples(targets: Any) -> Any:
+def count_examples(targets: Any) -> Any:
     """The number of rows that count: where targets are labels, those with one that is not -1."""
     targets = jnp.asarray(targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):

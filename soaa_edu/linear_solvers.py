@@ -1,4 +1,4 @@
-"""Conjugate gradients, Lanczos and trust regions, from products v -> A v alone."""
+"""Conjugate gradients, Lanczos and trust regions, from products v -> A v; roots of matrices."""
 
 import math
 from collections.abc import Callable
@@ -531,6 +531,31 @@ def minimise_in_ball(
     hard = negative & (shift <= rounding * largest)
     y = jnp.where(hard, y.at[0].set(jnp.where(slopes[0] > 0, -rest, rest)), y)
     return y, ~inside & (hard | (jnp.linalg.norm(y) > 0))
+
+
+def inverse_root(matrix: jax.Array, exponent: Any, ridge: Any) -> jax.Array:
+    """A⁻ᵉ of a symmetric positive semidefinite matrix, from its eigenvalues.
+
+        V diag(max(λᵢ, 0) + ridge · λ_max)⁻ᵉ Vᵀ,   A = V diag(λ) Vᵀ
+
+    The ridge is relative to the largest eigenvalue, so that the root of c A is c⁻ᵉ times that of A
+    however small c is. The zero matrix gives the identity.
+
+    Args:
+        matrix: ``(..., n, n)``, one matrix or a stack of them.
+        exponent: e, above zero.
+        ridge: zero or more; for a singular matrix above the rounding unit of its type.
+
+    Raises:
+        ValueError: an exponent or a ridge out of its range.
+    """
+    checks.positive("exponent", exponent)
+    checks.not_negative("ridge", ridge)
+    values, vectors = jnp.linalg.eigh(matrix)
+    largest = jnp.maximum(values[..., -1:], 0)
+    scale = jnp.where(largest == 0, 1, largest)
+    relative = jnp.where(largest == 0, 1, jnp.maximum(values, 0) / scale + ridge)
+    return (vectors * (relative**-exponent * scale**-exponent)[..., None, :]) @ vectors.mT
 
 
 def _tridiagonal(krylov: LanczosResult) -> jax.Array:

@@ -15,11 +15,12 @@ FLOORS = [
     {"studies"},
     {"training", "plotting"},
     {"optimizers"},
+    {"kronecker"},
     {"curvature", "linear_solvers"},
     {"objective", "models", "problems", "data"},
     {"checks", "provenance", "storage"},
 ]
-SHARED_BY_OPTIMIZERS = {"protocol", "spans", "trials"}
+SHARED_BY_OPTIMIZERS = {"blocks", "protocol", "spans", "trials"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))
 }

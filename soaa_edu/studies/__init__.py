@@ -26,6 +26,9 @@ NAMES = (
     "gauss_newton_on_mnist",
     "curvature_spectra",
     "adaptive_damping",
+    "kronecker_products",
+    "psgd_criterion",
+    "large_batch_race",
 )
 SCALES = ("quick", "laptop", "gpu")
 

@@ -1,6 +1,7 @@
 """What studies on MNIST share: the slides' network, runs, tuning, timing, and their pictures."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -111,16 +112,16 @@ def tune(grid: Sequence[float], score: Callable[[float], float]) -> dict[str, An
     """Try every value of an evenly spaced (in ratio) grid; widen it while the best is at its edge.
 
     Args:
-        grid: ascending.
+        grid: ascending; a single value is taken as it is.
         score: value -> what to make small; ``nan``, and anything above, counts as 10.
 
     Returns:
         The values tried, their scores, and the best.
     """
     scores = {value: _finite(score(value)) for value in grid}
-    ratio = grid[1] / grid[0]
-    for beyond in _beyond(scores, ratio):
-        scores[beyond] = _finite(score(beyond))
+    if len(grid) > 1:
+        for beyond in _beyond(scores, grid[1] / grid[0]):
+            scores[beyond] = _finite(score(beyond))
     values = sorted(scores)
     return {
         "values": values,
@@ -155,9 +156,10 @@ def tuned_runs(
     tuning_seeds: int = 1,
 ) -> dict[str, Any]:
     """A search on seeds of its own, then the best value's runs on ``seeds`` others."""
+    built = cache(build)
 
     def run(value: float, seed: int) -> dict[str, Any]:
-        return training_run(build(value), seed, data, epochs, batch_size)
+        return training_run(built(value), seed, data, epochs, batch_size)
 
     def score(value: float) -> float:
         tries = [run(value, TUNING_SEED + seed)["final_loss"] for seed in range(tuning_seeds)]

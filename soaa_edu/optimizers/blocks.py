@@ -1,0 +1,52 @@
+"""How an array of parameters becomes matrices, for methods that multiply from both sides."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_matrix(leaf: Any) -> bool:
+    """Whether an array has two axes or more. A scalar or vector gets a diagonal instead."""
+    return jnp.ndim(leaf) >= 2 and jnp.size(leaf) > 0
+
+
+def to_blocks(leaf: Any, block_size: int) -> jax.Array:
+    """An array of two axes or more as a stack of matrices ``(k, rows, columns)``.
+
+    All axes but the last are merged into rows, so that a convolution's kernel (height, width, in,
+    out) is the dense layer on patches that it is. An axis longer than ``block_size`` is split into
+    the fewest equal parts, the last of them padded with zeros (Anil et al. 2020). A scalar or
+    vector stays as it is. The type becomes float32 where it was narrower.
+    """
+    array = jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.float32))
+    if not is_matrix(array):
+        return array
+    matrix = array.reshape(-1, array.shape[-1])
+    height, width = matrix.shape
+    rows, columns = _part(height, block_size), _part(width, block_size)
+    padded = jnp.pad(matrix, ((0, -height % rows), (0, -width % columns)))
+    tiles = padded.reshape(len(padded) // rows, rows, -1, columns).swapaxes(1, 2)
+    return tiles.reshape(-1, rows, columns)
+
+
+def from_blocks(blocks: jax.Array, like: Any) -> jax.Array:
+    """The array, of the shape and type of ``like``, that ``to_blocks`` cut into these blocks."""
+    if not is_matrix(like):
+        return blocks.astype(like.dtype)
+    width = like.shape[-1]
+    height = like.size // width
+    _, rows, columns = blocks.shape
+    tiles = blocks.reshape(-(-height // rows), -1, rows, columns).swapaxes(1, 2)
+    padded = tiles.reshape(len(tiles) * rows, -1)
+    return padded[:height, :width].reshape(like.shape).astype(like.dtype)
+
+
+def second_moments(blocks: jax.Array) -> tuple:
+    """GGᵀ and GᵀG of each block G of a matrix; nothing for a vector."""
+    return (blocks @ blocks.mT, blocks.mT @ blocks) if is_matrix(blocks) else ()
+
+
+def _part(length: int, block_size: int) -> int:
+    parts = -(-length // block_size)
+    return -(-length // parts)

@@ -1,0 +1,226 @@
+"""PSGD: a preconditioner learned by descent on what it should be."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.linalg import solve_triangular
+
+from soaa_edu import checks
+from soaa_edu.optimizers.blocks import from_blocks, to_blocks
+
+NORM_ITERATIONS = 2
+
+
+class PsgdState(NamedTuple):
+    """What PSGD remembers, in float32 at least; matrices are stacks of blocks.
+
+    Attributes:
+        steps: taken so far.
+        key: for the probes, and for the choice of steps at which P moves.
+        momentum: the running average of G.
+        factors: of each array its Q, (Q₁, Q₂) for a matrix and (q,) for a vector.
+        preconditioners: of each array QᵀQ, factor by factor.
+        info: ``criterion``, c(P) on the gradient and the probe by which P last moved.
+    """
+
+    steps: jax.Array
+    key: jax.Array
+    momentum: Any
+    factors: Any
+    preconditioners: Any
+    info: dict[str, jax.Array]
+
+
+def often_at_first(steps: Any) -> Any:
+    """Li's probability of moving P: one for 500 steps, then exponentially down to 0.03."""
+    return jnp.clip(jnp.exp(-0.001 * (steps - 500.0)), 0.03, 1.0)
+
+
+def psgd(
+    learning_rate: Any,
+    *,
+    b1: Any = 0.9,
+    update_probability: Any = often_at_first,
+    step_size: Any = 0.1,
+    block_size: int = 1024,
+    seed: int = 0,
+) -> optax.GradientTransformation:
+    """PSGD Kron, whitening by the gradient, an optax transformation (Li 2018).
+
+    For each matrix of parameters with gradient G and its debiased running average M:
+
+        θ ← θ - α Q₁ᵀQ₁ M Q₂ᵀQ₂
+
+    P = QᵀQ with Q = Q₁ ⊗ Q₂, both upper triangular, descends on the criterion
+
+        c(P) = E[gᵀ P g + vᵀ P⁻¹ v],    v standard normal, g the gradient
+
+    (Li 2015, equation 9, with the gradient and a probe for its pair δg, δθ), whose minimum over all
+    P is E[g gᵀ]^(-1/2). A vector has a diagonal Q. The first step scales Q such that both
+    halves of c are alike, and moves it; later steps move it with some probability.
+
+    Kernels are matrices with all axes but the last as rows, and long axes are split into blocks.
+
+    Args:
+        learning_rate: α, a number or an optax schedule.
+        b1: decay of M.
+        update_probability: of moving P at a step, a number or a schedule ``steps -> probability``.
+        step_size: of the descent on c(P).
+        block_size: the longest axis that is not split.
+        seed: of the probes and of the choice of steps.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    if not callable(learning_rate):
+        checks.positive("learning_rate", learning_rate)
+    if not callable(update_probability):
+        checks.positive("update_probability", update_probability)
+    checks.fraction("b1", b1)
+    checks.positive("step_size", step_size)
+    checks.whole("block_size", block_size)
+    in_blocks = partial(to_blocks, block_size=block_size)
+
+    def init(params: Any) -> PsgdState:
+        momentum = optax.tree.zeros_like(jax.tree.map(in_blocks, params))
+        factors = jax.tree.map(identity_factors, momentum)
+        return PsgdState(
+            steps=jnp.zeros((), jnp.int32),
+            key=jax.random.key(seed),
+            momentum=momentum,
+            factors=factors,
+            preconditioners=factors,
+            info={"criterion": jnp.full((), jnp.nan)},
+        )
+
+    def update(gradients: Any, state: PsgdState, params: Any = None) -> tuple[Any, PsgdState]:
+        key, choice_key, probe_key = jax.random.split(state.key, 3)
+        blocks = jax.tree.map(in_blocks, gradients)
+        momentum = optax.tree.update_moment(blocks, state.momentum, b1, 1)
+
+        def moved() -> tuple[Any, Any, Any]:
+            probes = jax.tree.map(in_blocks, optax.tree.random_like(probe_key, gradients))
+
+            def of_array(h: jax.Array, v: jax.Array, q: tuple) -> tuple[tuple, jax.Array]:
+                scale = jnp.where(state.steps == 0, _whitening_scale(h, v), 1) ** (1 / len(q))
+                return fit(tuple(scale * factor for factor in q), v, h, step_size)
+
+            fitted = jax.tree.map(of_array, blocks, probes, state.factors)
+            factors, criteria = (
+                jax.tree.map(lambda _, pair, i=i: pair[i], blocks, fitted) for i in (0, 1)
+            )
+            criterion = optax.tree.sum(criteria).astype(state.info["criterion"].dtype)
+            return factors, jax.tree.map(_square, factors), {"criterion": criterion}
+
+        chance = update_probability
+        if callable(update_probability):
+            chance = update_probability(state.steps)
+        due = (state.steps == 0) | (jax.random.uniform(choice_key) < chance)
+        factors, preconditioners, info = jax.lax.cond(
+            due, moved, lambda: (state.factors, state.preconditioners, state.info)
+        )
+        steps = optax.safe_increment(state.steps)
+        debiased = optax.tree.bias_correction(momentum, b1, steps)
+        directions = jax.tree.map(
+            lambda gradient, m, p: from_blocks(precondition(p, m), gradient),
+            gradients,
+            debiased,
+            preconditioners,
+        )
+        return directions, PsgdState(steps, key, momentum, factors, preconditioners, info)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
+    )
+
+
+def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tuple, jax.Array]:
+    """One step of Q down c = hᵀPh + vᵀP⁻¹v, P = QᵀQ, and c before it (Li 2018, equation 19).
+
+    With a = Q h and b = Q⁻ᵀ v, moving Q by E Q changes c by 2 tr(E (a aᵀ - b bᵀ)) to first order.
+    For matrices A = Q₁ H Q₂ᵀ and B = Q₁⁻ᵀ V Q₂⁻¹, and each factor steps by
+
+        Q₁ ← Q₁ - μ triu(AAᵀ - BBᵀ) Q₁ / ‖AAᵀ + BBᵀ‖,    Q₂ by AᵀA and BᵀB
+
+    Args:
+        factors: (Q₁, Q₂), ``(..., rows, rows)`` and ``(..., columns, columns)``, or (q,), the
+            diagonal of Q.
+        v: the probe, ``(..., rows, columns)``, or like q.
+        h: the response to it, or a gradient; like ``v``.
+        step_size: μ.
+    """
+    if len(factors) == 1:
+        (q,) = factors
+        a, b = q * h, v / q
+        slope, size = a**2 - b**2, jnp.max(a**2 + b**2, initial=0)
+        return (q - step_size * _ratio(slope, size) * q,), jnp.sum(a**2 + b**2)
+    left, right = factors
+    a = left @ h @ right.mT
+    b = solve_triangular(left, v, trans="T")
+    b = solve_triangular(right, b.mT, trans="T").mT
+    moved = (
+        _moved(left, a @ a.mT, b @ b.mT, step_size),
+        _moved(right, a.mT @ a, b.mT @ b, step_size),
+    )
+    return _balanced(*moved), jnp.sum(a**2 + b**2)
+
+
+def criterion(factors: tuple, v: jax.Array, h: jax.Array) -> jax.Array:
+    """c = hᵀPh + vᵀP⁻¹v of one array, as ``fit`` takes it."""
+    return fit(factors, v, h, 0.0)[1]
+
+
+def precondition(preconditioner: tuple, m: jax.Array) -> jax.Array:
+    """P m of one array, ``preconditioner`` being (P₁, P₂), or (p,) for a vector."""
+    if len(preconditioner) == 1:
+        return preconditioner[0] * m
+    left, right = preconditioner
+    return left @ m @ right
+
+
+def identity_factors(array: jax.Array) -> tuple:
+    """Q = I for a vector, or for a stack of matrices ``(k, rows, columns)``."""
+    if array.ndim < 2:
+        return (jnp.ones_like(array),)
+    return tuple(
+        jnp.broadcast_to(jnp.eye(size, dtype=array.dtype), (len(array), size, size))
+        for size in array.shape[1:]
+    )
+
+
+def _moved(q: jax.Array, aa: jax.Array, bb: jax.Array, step_size: Any) -> jax.Array:
+    size = _spectral_norm(aa + bb)[..., None, None]
+    return q - step_size * _ratio(jnp.triu(aa - bb), size) @ q
+
+
+def _spectral_norm(matrix: jax.Array) -> jax.Array:
+    """A little below the largest eigenvalue: the power method from the longest column."""
+    lengths = jnp.linalg.norm(matrix, axis=-2, keepdims=True)
+    x = jnp.take_along_axis(matrix, jnp.argmax(lengths, axis=-1, keepdims=True), axis=-1)
+    for _ in range(NORM_ITERATIONS):
+        x = matrix @ _ratio(x, jnp.linalg.norm(x, axis=-2, keepdims=True))
+    return jnp.linalg.norm(x, axis=(-2, -1))
+
+
+def _balanced(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The same Q₁ ⊗ Q₂ with the largest entries of both factors alike."""
+    of_left, of_right = (jnp.max(jnp.abs(q), axis=(-2, -1), keepdims=True) for q in (left, right))
+    ratio = jnp.sqrt(of_right / of_left)
+    return left * ratio, right / ratio
+
+
+def _whitening_scale(h: jax.Array, v: jax.Array) -> jax.Array:
+    """The multiple of Q = I at which hᵀPh = vᵀP⁻¹v."""
+    of_h, of_v = jnp.linalg.norm(h), jnp.linalg.norm(v)
+    return jnp.sqrt(jnp.where((of_h > 0) & (of_v > 0), of_v / of_h, 1))
+
+
+def _square(q: jax.Array) -> jax.Array:
+    return q.mT @ q if q.ndim > 2 else q**2
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    return numerator / jnp.where(denominator > 0, denominator, 1)

@@ -1,0 +1,221 @@
+"""K-FAC, Shampoo, SOAP and PSGD against Adam at batch 4,096, on an MLP, a CNN and a ViT.
+
+No claim of the sources hangs on this study; claim P1 sweeps the batch size. Every method has one
+number to tune, with the same nine tries, and what the others are was fixed beforehand: the defaults
+of the library, but preconditioners renewed every 5 steps, since an epoch has 14.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.data import Dataset, mnist
+from soaa_edu.models import Model, cnn, mlp, vit
+from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soap
+from soaa_edu.studies.runs import grid_around, middles, tuned_runs
+from soaa_edu.studies.verdicts import Part, Verdict, interval, mean_and_spread
+from soaa_edu.training import train
+
+TITLE = "K-FAC, Shampoo, SOAP and PSGD against Adam at batch 4,096"
+CLAIMS = ()
+LEAST_SEEDS = 3
+RENEW_EVERY = 5
+KFAC_LEARNING_RATE = 0.1
+METHODS = {
+    "adam": {"label": "Adam", "color": plotting.BLACK, "linestyle": "--"},
+    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
+    "shampoo": {"label": "Shampoo", "color": plotting.VERMILLION},
+    "soap": {"label": "SOAP", "color": plotting.GREEN},
+    "psgd": {"label": "PSGD", "color": plotting.PURPLE},
+}
+"""How each method looks in every picture."""
+MODELS = {"mlp": "MLP 784-256-256-10, tanh", "cnn": "CNN", "vit": "ViT"}
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    train_size: int | None
+    batch_size: int
+    models: tuple[str, ...]
+    epochs: int
+    tuning_values: int
+    seeds: int
+    timed_steps: int
+    budget: str
+
+
+SCALES = {
+    "quick": Settings(2048, 256, ("mlp",), 1, 1, 2, 8, "not measured"),
+    "laptop": Settings(None, 4096, ("mlp", "cnn", "vit"), 3, 9, 3, 14, "not measured"),
+    "gpu": Settings(None, 4096, ("mlp", "cnn", "vit"), 20, 9, 5, 140, "not measured"),
+}
+
+
+def network(name: str) -> Model:
+    """One of the three networks, at its size in the book."""
+    if name == "mlp":
+        return mlp([784, 256, 256, 10], jnp.tanh)
+    return cnn() if name == "cnn" else vit()
+
+
+def build(method: str, objective: Objective, value: float) -> Optimizer:
+    """A method with its tuned number: the damping of K-FAC, the learning rate of the others."""
+    if method == "kfac":
+        return kfac(
+            objective,
+            learning_rate=KFAC_LEARNING_RATE,
+            damping=value,
+            invert_every=RENEW_EVERY,
+        )
+    transformations: dict[str, Callable] = {
+        "adam": optax.adam,
+        "shampoo": partial(shampoo, refresh_every=RENEW_EVERY),
+        "soap": partial(soap, refresh_every=RENEW_EVERY),
+        "psgd": psgd,
+    }
+    return first_order(objective, transformations[method](value))
+
+
+MIDDLES = {"adam": 3e-3, "kfac": 0.1, "shampoo": 3e-3, "soap": 3e-3, "psgd": 3e-3}
+GRID_RATIO = 2.0
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """One cell for each method on each network, and one for the timing of each network."""
+    data = mnist(settings.train_size)
+    objectives = {name: Objective(network(name), softmax_cross_entropy) for name in settings.models}
+    found: dict[str, Callable[[], Any]] = {}
+    for model, objective in objectives.items():
+        for method in METHODS:
+            found[f"{method}_on_{model}"] = partial(
+                tuned_runs,
+                partial(build, method, objective),
+                grid_around(MIDDLES[method], GRID_RATIO, settings.tuning_values),
+                data,
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                seeds=settings.seeds,
+            )
+    for model, objective in objectives.items():
+        found[f"cost_on_{model}"] = partial(_costs, objective, settings, data)
+    return found
+
+
+def _costs(objective: Any, settings: Settings, data: Dataset) -> dict[str, Any]:
+    """Seconds of a step, one for each of three repeats in turn, and bytes of state."""
+    params = objective.model.init(jax.random.key(0))
+    size = settings.timed_steps * settings.batch_size
+    few = Dataset(train=jax.tree.map(lambda array: array[:size], data.train))
+    optimizers = {method: build(method, objective, MIDDLES[method]) for method in METHODS}
+
+    def seconds(optimizer: Optimizer) -> float:
+        history = train(
+            optimizer,
+            params,
+            few,
+            epochs=1,
+            batch_size=settings.batch_size,
+            key=jax.random.key(1),
+            evaluate=False,
+            progress=False,
+        )
+        return float(history.seconds[0]) / (len(few.train[0]) // settings.batch_size)
+
+    rounds = [{method: seconds(o) for method, o in optimizers.items()} for _ in range(4)][1:]
+    return {
+        "seconds_a_step": {method: [times[method] for times in rounds] for method in METHODS},
+        "bytes": {method: state_bytes(o, params) for method, o in optimizers.items()},
+        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }
+
+
+def state_bytes(optimizer: Optimizer, params: Any) -> int:
+    """What the state of an optimizer takes in memory."""
+    shapes = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+
+def models_of(results: dict) -> list[str]:
+    """The networks that these results are about."""
+    return [name for name in MODELS if f"adam_on_{name}" in results["cells"]]
+
+
+def over_runs(results: dict, method: str, model: str, key: str) -> np.ndarray:
+    """A tuned method's numbers, seeds along the first axis."""
+    runs = results["cells"][f"{method}_on_{model}"]["runs"]
+    return np.array([run[key] for run in runs], float)
+
+
+def against_adam(results: dict, method: str, model: str) -> Part:
+    """Whether a method's last epoch lies below Adam's, as a mean of log ratios over seeds."""
+    losses = (over_runs(results, m, model, "final_loss") for m in (method, "adam"))
+    return Part(
+        f"log of {METHODS[method]['label']}'s loss over Adam's on the {model.upper()}",
+        *interval(np.log(next(losses)) - np.log(next(losses))),
+        threshold=0.0,
+        above=False,
+    )
+
+
+def table(results: dict) -> list[dict[str, str]]:
+    """Loss, accuracy, cost and the comparison with Adam, a row for each method and network."""
+    rows = []
+    for model in models_of(results):
+        costs = results["cells"][f"cost_on_{model}"]
+        adam_seconds = np.mean(costs["seconds_a_step"]["adam"])
+        for method in METHODS:
+            part = against_adam(results, method, model)
+            accuracy = over_runs(results, method, model, "test_accuracy")[:, -1]
+            rows.append(
+                {
+                    "network": model.upper(),
+                    "method": METHODS[method]["label"],
+                    "tuned": f"{results['cells'][f'{method}_on_{model}']['search']['best']:.2g}",
+                    "loss": mean_and_spread(over_runs(results, method, model, "final_loss"), 3),
+                    "accuracy": mean_and_spread(accuracy, 3),
+                    "below Adam": "" if method == "adam" else str(part).split(":")[0],
+                    "Adam steps": f"{np.mean(costs['seconds_a_step'][method]) / adam_seconds:.1f}",
+                    "state/params": f"{costs['bytes'][method] / costs['parameter_bytes']:.1f}",
+                }
+            )
+    return rows
+
+
+def draw_losses(axes: Axes, results: dict, model: str, seconds: bool = False) -> None:
+    """Training loss against steps, or against seconds at the timed seconds of a step."""
+    costs = results["cells"][f"cost_on_{model}"]["seconds_a_step"]
+    for method, style in METHODS.items():
+        loss = over_runs(results, method, model, "loss")
+        x = middles(loss.shape[1]) * over_runs(results, method, model, "steps")[0]
+        plotting.band(axes, x * (np.mean(costs[method]) if seconds else 1), loss, **style)
+    axes.set(xlabel="seconds" if seconds else "step", ylabel="training loss (nats)", yscale="log")
+    axes.set_title(MODELS[model])
+
+
+def figure(results: dict) -> Figure:
+    """Loss against steps above, against seconds below, a column for each network."""
+    models = models_of(results)
+    drawing, axes = plt.subplots(
+        2, len(models), figsize=(4.2 * len(models) + 1, 6.5), squeeze=False
+    )
+    for column, model in enumerate(models):
+        draw_losses(axes[0, column], results, model)
+        draw_losses(axes[1, column], results, model, seconds=True)
+    axes[0, 0].legend()
+    return drawing
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """No claim is settled here."""
+    return []

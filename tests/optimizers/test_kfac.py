@@ -1,0 +1,313 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import soaa_edu
+from soaa_edu import kfac, levenberg_marquardt
+from soaa_edu.curvature import fisher_matvec
+from soaa_edu.kronecker import factors, run_forward
+
+KEY = jax.random.key(0)
+
+
+def batch_of(rng, examples, width=12, classes=4):
+    inputs = jnp.asarray(rng.normal(size=(examples, width)))
+    return inputs, jnp.asarray(rng.integers(classes, size=examples))
+
+
+def stacked(layer):
+    return np.concatenate([layer["weight"], np.asarray(layer["bias"])[None]])
+
+
+def step_of(optimizer, params, batch, key=KEY):
+    after, state, info = jax.jit(optimizer.step)(params, optimizer.init(params), batch, key)
+    return jax.tree.map(lambda a, b: np.asarray(a - b), after, params), state, info
+
+
+def exact_factors(objective, params, batch):
+    found = factors(
+        objective, run_forward(objective.model, params, batch[0]), batch[1], fisher="exact"
+    )
+    return jax.tree.map(np.asarray, found)
+
+
+def cosine(a, b):
+    return np.sum(a * b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def test_damped_exactly_one_example_takes_the_step_of_its_dense_fisher_block(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 1)
+    update, _, _ = step_of(
+        kfac(
+            objective,
+            learning_rate=0.5,
+            damping=0.03,
+            fisher="exact",
+            exact_damping=True,
+        ),
+        params,
+        batch,
+    )
+    gradient = jax.grad(objective)(params, batch)
+    matvec = fisher_matvec(objective, params, batch)
+    for name, layer in params.items():
+        rows, columns = stacked(layer).shape
+
+        def column(unit, name=name, rows=rows, columns=columns):
+            matrix = unit.reshape(rows, columns)
+            direction = jax.tree.map(jnp.zeros_like, params)
+            direction[name] = {"weight": matrix[:-1], "bias": matrix[-1]}
+            image = matvec(direction)[name]
+            return jnp.concatenate([image["weight"], image["bias"][None]]).ravel()
+
+        block = np.array(jax.vmap(column)(jnp.eye(rows * columns)))
+        damped = block + 0.03 * np.eye(rows * columns)
+        expected = -0.5 * np.linalg.solve(damped, stacked(gradient[name]).ravel())
+        np.testing.assert_allclose(stacked(update[name]).ravel(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("exact_damping", [False, True])
+def test_it_is_the_algorithm_of_the_paper(classifier, rng, exact_damping):
+    objective, params = classifier()
+    options = {"learning_rate": 0.2, "damping": 0.05, "momentum": 0.8, "decay": 0.7}
+    optimizer = kfac(
+        objective,
+        **options,
+        update_every=2,
+        invert_every=3,
+        fisher="exact",
+        kl_clip=1e-2,
+        exact_damping=exact_damping,
+    )
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.step)
+    average, weight, velocity, kept = None, 0.0, None, {}
+    for t in range(9):
+        batch = batch_of(rng, 8)
+        gradient = jax.grad(objective)(params, batch)
+        if t % 2 == 0:
+            new = exact_factors(objective, params, batch)
+            average = jax.tree.map(
+                lambda f, o: 0.7 * o + 0.3 * f,
+                new,
+                average or jax.tree.map(np.zeros_like, new),
+            )
+            weight = 0.7 * weight + 0.3
+        direction = {}
+        for name in params:
+            if t % 3 == 0:
+                kept[name] = average.inputs[name] / weight, average.outputs[name] / weight
+            a, b = kept[name]
+            g = stacked(gradient[name])
+            if exact_damping:
+                whole = np.kron(a, b) + 0.05 * np.eye(g.size)
+                direction[name] = np.linalg.solve(whole, g.ravel()).reshape(g.shape)
+            else:
+                pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(b) / len(b)))
+                root = np.sqrt(0.05)
+                left = np.linalg.inv(a + pi * root * np.eye(len(a)))
+                right = np.linalg.inv(b + root / pi * np.eye(len(b)))
+                direction[name] = left @ g @ right
+        inner = sum(np.sum(direction[n] * stacked(gradient[n])) for n in params)
+        rate = 0.2 * min(1, np.sqrt(1e-2 / (0.2**2 * inner)))
+        velocity = {n: 0.8 * (velocity[n] if velocity else 0) - rate * direction[n] for n in params}
+        expected = {n: stacked(params[n]) + velocity[n] for n in params}
+        params, state, info = step(params, state, batch, KEY)
+        for name in params:
+            np.testing.assert_allclose(stacked(params[name]), expected[name], atol=1e-9)
+        assert float(info["damping"]) == pytest.approx(0.05)
+
+
+def test_much_damping_leaves_a_small_gradient_step(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 6)
+    gradient = jax.grad(objective)(params, batch)
+    for exact_damping in (False, True):
+        update, _, _ = step_of(
+            kfac(objective, learning_rate=1e14, damping=1e14, exact_damping=exact_damping),
+            params,
+            batch,
+        )
+        for name in params:
+            np.testing.assert_allclose(
+                stacked(update[name]), -stacked(gradient[name]), rtol=2e-4, atol=1e-9
+            )
+
+
+def test_on_digits_pi_damps_better_than_roots_and_roots_better_than_lambda(classifier, digits):
+    objective, params = classifier((784, 20, 10))
+    batch = (jnp.asarray(digits.train[0][:300], float), digits.train[1][:300])
+    damping = 0.01
+    gradient = jax.grad(objective)(params, batch)
+    found = exact_factors(objective, params, batch)
+    options = {"learning_rate": 1.0, "damping": damping, "fisher": "exact"}
+    reference, _, _ = step_of(kfac(objective, **options, exact_damping=True), params, batch)
+    factored, _, _ = step_of(kfac(objective, **options), params, batch)
+    name = "dense_0"
+    a, b, g = found.inputs[name], found.outputs[name], stacked(gradient[name])
+
+    def damped_each(amount):
+        left, right = (m + amount * np.eye(len(m)) for m in (a, b))
+        return -np.linalg.solve(left, np.linalg.solve(right, g.T).T)
+
+    target = stacked(reference[name])
+    by_lambda = cosine(damped_each(damping), target)
+    by_root = cosine(damped_each(np.sqrt(damping)), target)
+    by_pi = cosine(stacked(factored[name]), target)
+    assert by_lambda < 0.6 < by_root < 0.85 < by_pi
+    assert np.linalg.norm(damped_each(damping)) > 2 * np.linalg.norm(target)
+
+
+def test_the_first_average_is_the_first_batch_whatever_the_decay(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 5)
+    updates = [
+        step_of(kfac(objective, learning_rate=0.1, damping=0.1, decay=decay), params, batch)[0]
+        for decay in (0.0, 0.99)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9), *updates)
+
+
+def test_clipping_bounds_the_divergence_and_leaves_short_steps_alone(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 5)
+    gradient = jax.grad(objective)(params, batch)
+    options = {"learning_rate": 0.1, "damping": 0.1, "fisher": "exact"}
+    free, clipped, loose = (
+        step_of(kfac(objective, **options, kl_clip=clip), params, batch)[0]
+        for clip in (None, 1e-6, 1e6)
+    )
+    jax.tree.map(np.testing.assert_array_equal, free, loose)
+    along = float(optax.tree.vdot(free, gradient))
+    shorter = float(optax.tree.norm(clipped) / optax.tree.norm(free))
+    assert -0.1 * along * shorter**2 == pytest.approx(1e-6, rel=1e-6)
+
+
+def test_sampling_hangs_on_the_key_and_the_exact_fisher_does_not(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 5)
+    for fisher, same in (("sampled", False), ("exact", True), ("empirical", True)):
+        optimizer = kfac(objective, learning_rate=0.1, damping=0.1, fisher=fisher)
+        first, second = (step_of(optimizer, params, batch, jax.random.key(k))[0] for k in (0, 1))
+        equal = np.array_equal(first["dense_0"]["weight"], second["dense_0"]["weight"])
+        assert equal == same
+
+
+def test_a_loss_that_is_quadratic_keeps_its_promise_and_loses_its_damping(classifier, rng):
+    objective, params = classifier((6, 3), loss=soaa_edu.squared_error)
+    batch = (jnp.asarray(rng.normal(size=(20, 6))), jnp.asarray(rng.normal(size=(20, 3))))
+    optimizer = kfac(objective, learning_rate=1.0, damping=levenberg_marquardt(0.1), fisher="exact")
+    _, state, info = step_of(optimizer, params, batch)
+    assert float(info["reduction_ratio"]) == pytest.approx(1, rel=1e-8)
+    assert bool(info["accepted"])
+    assert float(state.damping) == pytest.approx(0.1 * 2 / 3)
+
+
+def test_a_step_that_raises_the_loss_is_taken_back_and_its_velocity_forgotten(classifier, rng):
+    objective, params = classifier()
+    optimizer = kfac(objective, learning_rate=1e3, damping=levenberg_marquardt(1e-3))
+    update, state, info = step_of(optimizer, params, batch_of(rng, 20))
+    assert not bool(info["accepted"])
+    assert float(state.damping) == pytest.approx(1.5e-3)
+    for leaf in jax.tree.leaves((update, state.velocity)):
+        assert not np.any(leaf)
+
+
+def test_the_schedule_sets_the_rate_of_each_step(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 5)
+    options = {"damping": 0.1, "momentum": 0.0, "fisher": "exact"}
+    schedule = optax.piecewise_constant_schedule(0.1, {1: 10.0})
+    scheduled = kfac(objective, learning_rate=schedule, **options)
+    state = scheduled.init(params)._replace(steps=jnp.ones((), jnp.int32))
+    constant = kfac(objective, learning_rate=1.0, **options)
+    first = scheduled.init(params)
+    np.testing.assert_allclose(
+        *(
+            o.step(params, s, batch, KEY)[0]["dense_0"]["weight"]
+            for o, s in (
+                (scheduled, first),
+                (kfac(objective, learning_rate=0.1, **options), first),
+            )
+        )
+    )
+    assert float(schedule(state.steps)) == pytest.approx(1.0)
+    _, after, _ = scheduled.step(params, first, batch, KEY)
+    later = after._replace(velocity=jax.tree.map(jnp.zeros_like, params))
+    np.testing.assert_allclose(
+        *(o.step(params, later, batch, KEY)[0]["dense_0"]["weight"] for o in (scheduled, constant))
+    )
+
+
+def test_inversions_stay_rare_under_vmap(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 5)
+
+    def run(rate):
+        optimizer = kfac(objective, learning_rate=rate, damping=0.1, update_every=2)
+        return optimizer.step(params, optimizer.init(params), batch, KEY)[0]
+
+    program = str(jax.make_jaxpr(jax.vmap(run))(jnp.array([0.1, 0.2])))
+    assert program.count(" cond[") == 2
+
+
+def test_dead_layers_and_float32_stay_finite(rng):
+    model = soaa_edu.models.mlp([12, 5, 4])
+    objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+    params = model.init(KEY)
+    params["dense_0"]["bias"] = params["dense_0"]["bias"] - 1e3
+    batch = batch_of(rng, 16)
+    for exact_damping in (False, True):
+        update, _, _ = step_of(
+            kfac(objective, learning_rate=0.1, damping=1e-3, exact_damping=exact_damping),
+            params,
+            batch,
+        )
+        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(update))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        soaa_edu.models.cnn(channels=(4, 4), stride=4, kernel=5),
+        soaa_edu.models.vit(width=8, heads=2, depth=1),
+    ],
+    ids=["cnn", "vit"],
+)
+def test_networks_with_shared_layers_learn(model, digits):
+    objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+    few = soaa_edu.data.Dataset(train=jax.tree.map(lambda array: array[:512], digits.train))
+    history = soaa_edu.train(
+        kfac(objective, learning_rate=0.05, damping=0.03, kl_clip=1e-2),
+        model.init(KEY),
+        few,
+        epochs=5,
+        batch_size=128,
+        key=KEY,
+        progress=False,
+    )
+    assert history.loss[-4:].mean() < 0.8 * history.loss[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"damping": 0.0}, "damping must be a finite number above zero"),
+        ({"damping": -1.0}, "damping must be a finite number above zero"),
+        ({"learning_rate": 0}, "learning_rate must be a finite number above zero"),
+        ({"momentum": 1.0}, "momentum must be a number of zero or more and below one"),
+        ({"decay": -0.1}, "decay must be a number of zero or more and below one"),
+        ({"update_every": 0}, "update_every must be a whole number"),
+        ({"invert_every": 2.5}, "invert_every must be a whole number"),
+        ({"fisher": "true"}, "fisher must be one of"),
+        ({"sharing": "sum"}, "sharing must be one of"),
+        ({"kl_clip": 0.0}, "kl_clip must be a finite number above zero"),
+    ],
+)
+def test_bad_arguments_are_named(classifier, options, message):
+    objective, _ = classifier()
+    with pytest.raises(ValueError, match=message):
+        kfac(objective, **{"learning_rate": 0.1, "damping": 0.1, **options})

@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from soaa_edu.curvature import dense, fisher_matvec
+from soaa_edu.studies import kronecker_products as study
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+
+TINY = study.Settings(640, 1, 1, 64, "")
+
+
+def results(formula=1e-12, empirical=0.6, off=0.3, seeds=3):
+    jitter = 1 + 0.01 * np.arange(seeds)
+
+    def moment(seed):
+        value = np.broadcast_to(off, seeds)[seed] * jitter[seed]
+        layer = dict.fromkeys(study.PRODUCTS, float(value))
+        return {
+            "fisher_off": 1e-16,
+            "empirical_off": empirical * jitter[seed],
+            "layers": {"dense_0": layer, "dense_1": layer},
+            "formula_off": {"kfac": formula * jitter[seed], "shampoo": formula},
+        }
+
+    cells = {
+        f"matrices.{seed}": {name: moment(seed) for name in study.MOMENTS} for seed in range(seeds)
+    }
+    return {"study": "kronecker_products", "settings": {}, "cells": cells}
+
+
+@pytest.mark.parametrize(
+    "made_up, answer",
+    [
+        (results(empirical=1e-3), HOLDS),
+        (results(), IN_PART),
+        (results(formula=1.0, off=3.0), DOES_NOT_HOLD),
+        (results(empirical=1e-3, off=np.array([0.3, 0.9, 0.3])), UNSETTLED),
+        (results(seeds=2), UNSETTLED),
+    ],
+)
+def test_p7_can_come_out_every_way(answers, made_up, answer):
+    assert answers(made_up) == {"P7": answer}
+
+
+def test_the_figure_shows_every_product_at_both_moments(draw):
+    drawing = draw(results())
+    for axes, moment in zip(drawing.axes, study.MOMENTS, strict=True):
+        assert axes.get_title() == moment
+        assert len(axes.lines) == 2 * len(study.PRODUCTS)
+
+
+@pytest.fixture(scope="module")
+def cell():
+    (compute,) = study.cells(TINY).values()
+    return compute()
+
+
+def test_the_formula_with_dense_matrices_is_what_the_methods_do(cell):
+    for moment in study.MOMENTS:
+        assert max(cell[moment]["formula_off"].values()) < 1e-8
+
+
+def test_no_product_is_nearer_than_the_nearest(cell):
+    for moment in study.MOMENTS:
+        assert cell[moment]["fisher_off"] < 1e-12
+        for layer in cell[moment]["layers"].values():
+            assert layer["nearest"] == min(layer.values())
+            assert 0.01 < layer["nearest"] < layer["root_scaled"] < layer["root"]
+
+
+def test_the_nearest_product_finds_a_product_again(rng):
+    a, b = (m @ m.T for m in (rng.normal(size=(4, 4)), rng.normal(size=(3, 3))))
+    found = np.kron(*study.nearest_product(np.kron(a, b), 4, 3))
+    np.testing.assert_allclose(found, np.kron(a, b))
+
+
+def test_blocks_and_shampoos_factors_are_those_of_the_examples(classifier, rng):
+    objective, params = classifier()
+    inputs = jnp.asarray(rng.normal(size=(3, 12)))
+    labels = jnp.array([0, 1, 3])
+    matrix = dense(fisher_matvec(objective, params, (inputs, labels)), params)
+    found = study.block(np.asarray(matrix), params, "dense_1")
+    probabilities = np.array(jax.nn.softmax(objective.model(params, inputs)))
+    expected, left, right = 0, 0, 0
+    for i in range(3):
+        for label in range(4):
+            example = (inputs[i : i + 1], jnp.array([label]))
+            gradient = jax.grad(objective)(params, example)["dense_1"]
+            g = np.concatenate([gradient["weight"], gradient["bias"][None]])
+            share = probabilities[i, label] / 3
+            expected = expected + share * np.outer(g, g)
+            left, right = left + share * g @ g.T, right + share * g.T @ g
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    for ours, theirs in zip(study.shampoo_factors(found, 6, 4), (left, right)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_pooling_takes_means_of_squares(rng):
+    images = rng.normal(size=(2, 784))
+    found = study.pooled(images)
+    assert found.shape == (2, 49)
+    corner = images.reshape(2, 28, 28)[:, :4, 4:8].mean(axis=(1, 2))
+    np.testing.assert_allclose(found[:, 1], corner)
