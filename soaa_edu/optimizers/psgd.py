@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from soaa_edu import checks
@@ -102,7 +103,7 @@ def psgd(
         momentum = optax.tree.update_moment(blocks, state.momentum, b1, 1)
 
         def moved() -> tuple[Any, Any, Any]:
-            probes = jax.tree.map(in_blocks, optax.tree.random_like(probe_key, gradients))
+            probes = jax.tree.map(in_blocks, normal_like(gradients, probe_key))
 
             def of_array(h: jax.Array, v: jax.Array, q: tuple) -> tuple[tuple, jax.Array]:
                 scale = jnp.where(state.steps == 0, _whitening_scale(h, v), 1) ** (1 / len(q))
@@ -171,6 +172,12 @@ def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tup
 def criterion(factors: tuple, v: jax.Array, h: jax.Array) -> jax.Array:
     """c = hᵀPh + vᵀP⁻¹v of one array, as ``fit`` takes it."""
     return fit(factors, v, h, 0.0)[1]
+
+
+def normal_like(tree: Any, key: jax.Array) -> Any:
+    """Standard normal numbers in the shape of a tree, drawn in one go, which compiles sooner."""
+    flat, unravel = ravel_pytree(tree)
+    return unravel(jax.random.normal(key, flat.shape, flat.dtype))
 
 
 def precondition(preconditioner: tuple, m: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import first_order
-from soaa_edu.optimizers.psgd import criterion, fit, identity_factors
+from soaa_edu.optimizers.psgd import criterion, fit, identity_factors, normal_like
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 from soaa_edu.training import train
 
@@ -113,7 +113,7 @@ def _fits(seed: int, settings: Settings) -> dict[str, Any]:
     probe_set = jax.tree.map(lambda array: array[: settings.probe_examples], data.train)
 
     def pair(key: jax.Array) -> tuple[list, list]:
-        v = optax.tree.random_like(key, params)
+        v = normal_like(params, key)
         return as_stacks(v), as_stacks(response(objective, params, probe_set, v))
 
     vs, hs = jax.jit(partial(jax.lax.map, pair))(jax.random.split(probe_key, settings.probes))
@@ -148,7 +148,7 @@ def _advance(
         rows_key, v_key = jax.random.split(jax.random.fold_in(key, iteration))
         rows = jax.random.randint(rows_key, (batch_size,), 0, len(data[0]))
         batch = jax.tree.map(lambda array: array[rows], data)
-        v = optax.tree.random_like(v_key, params)
+        v = normal_like(params, v_key)
         h = response(network(), params, batch, v)
         pairs = zip(factors, as_stacks(v), as_stacks(h))
         return [fit(q, v, h, STEP_SIZE)[0] for q, v, h in pairs]
