@@ -75,7 +75,13 @@ lab: setup
 figures: setup
 	$(BIN)/soaa-edu reproduce all --scale quick
 
+build/peers/requirements.stamp: benchmarks/peers.txt
+	$(call install,build/peers,cat benchmarks/peers.txt)
+	@touch $@
+
+# The peers need an older JAX; where they don't install, the benchmarks go on without them.
 bench: setup
+	-@$(MAKE) --no-print-directory build/peers/requirements.stamp
 	$(BIN)/python -m benchmarks
 
 lock: setup

@@ -9,6 +9,7 @@ NAMES = (
     "train_overhead",
     "newton_steps",
     "hessian_free_steps",
+    "kronecker_steps",
     "hessian_products",
     "linear_solvers",
 )

@@ -158,7 +158,12 @@ def factors(
     Where a layer is shared over T positions (Eschenhagen et al. 2023), ``"expand"`` sums over
     positions, A = Σ h̃ᵀh̃ / (B T) and B = Σ δᵀδ / B; ``"reduce"`` takes the mean of h̃ and the sum of
     δ over them first.
+
+    Raises:
+        ValueError: ``"sampled"`` without a key.
     """
+    if fisher == "sampled" and key is None:
+        raise ValueError('sampled targets need a key: give one, or take fisher="exact"')
     model, loss = objective.model, objective.loss
     examples = count_examples(targets)
     names = model.dense_layers

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,8 @@ def block(matvec, params, name):
     layer = params[name]
     rows, columns = layer["weight"].shape
 
+    @jax.jit
+    @jax.vmap
     def column(unit):
         stacked = unit.reshape(rows + 1, columns)
         direction = jax.tree.map(jnp.zeros_like, params)
@@ -23,11 +27,17 @@ def block(matvec, params, name):
         image = matvec(direction)[name]
         return jnp.concatenate([image["weight"], image["bias"][None]]).ravel()
 
-    return np.array(jax.vmap(column)(jnp.eye((rows + 1) * columns)))
+    return np.array(column(jnp.eye((rows + 1) * columns)))
+
+
+@partial(jax.jit, static_argnames=("objective", "fisher", "sharing"))
+def factors_of(objective, params, batch, fisher="sampled", sharing="expand", key=None):
+    signals = run_forward(objective.model, params, batch[0])
+    return factors(objective, signals, batch[1], fisher=fisher, sharing=sharing, key=key)
 
 
 def kronecker_blocks(objective, params, batch, **options):
-    found = factors(objective, run_forward(objective.model, params, batch[0]), batch[1], **options)
+    found = factors_of(objective, params, batch, **options)
     return {name: np.kron(found.inputs[name], found.outputs[name]) for name in found.inputs}
 
 
@@ -93,9 +103,9 @@ def test_exact_output_factors_are_the_mean_over_every_label_by_its_probability(c
     for name in objective.model.dense_layers:
         expected = 0
         for i, row in enumerate(inputs):
-            signals = run_forward(objective.model, params, row[None])
             for label in range(4):
-                alone = factors(objective, signals, jnp.array([label]), fisher="empirical")
+                example = row[None], jnp.array([label])
+                alone = factors_of(objective, params, example, fisher="empirical")
                 expected += probabilities[i, label] * alone.outputs[name] / len(inputs)
         np.testing.assert_allclose(found.outputs[name], expected, atol=1e-13)
 
@@ -157,13 +167,13 @@ def test_shared_layers_expand_or_reduce_their_positions(shared):
     delta = len(inputs) * np.array(backward["shared"])
     h = np.concatenate([inputs, np.ones((6, POSITIONS, 1))], axis=2)
 
-    expand = factors(objective, signals, labels, fisher="empirical")
+    expand = factors_of(objective, params, (inputs, labels), fisher="empirical")
     expected = sum(np.outer(h[i, t], h[i, t]) for i in range(6) for t in range(POSITIONS))
     np.testing.assert_allclose(expand.inputs["shared"], expected / (6 * POSITIONS))
     expected = sum(np.outer(delta[i, t], delta[i, t]) for i in range(6) for t in range(POSITIONS))
     np.testing.assert_allclose(expand.outputs["shared"], expected / 6)
 
-    reduce = factors(objective, signals, labels, fisher="empirical", sharing="reduce")
+    reduce = factors_of(objective, params, (inputs, labels), fisher="empirical", sharing="reduce")
     expected = sum(np.outer(h[i].mean(0), h[i].mean(0)) for i in range(6)) / 6
     np.testing.assert_allclose(reduce.inputs["shared"], expected)
     expected = sum(np.outer(delta[i].sum(0), delta[i].sum(0)) for i in range(6)) / 6
@@ -190,8 +200,7 @@ def test_other_arrays_have_the_diagonal_of_their_fisher(shared, fisher):
     matvec = (fisher_matvec if fisher == "exact" else empirical_fisher_matvec)(
         objective, params, batch
     )
-    signals = run_forward(objective.model, params, batch[0])
-    found = factors(objective, signals, batch[1], fisher=fisher)
+    found = factors_of(objective, params, batch, fisher=fisher)
     unflat = dense(matvec, params)
     layout = jax.flatten_util.ravel_pytree(params)[1](jnp.diag(unflat))
     assert set(found.diagonal) == {"scale"}
@@ -200,22 +209,31 @@ def test_other_arrays_have_the_diagonal_of_their_fisher(shared, fisher):
 
 def test_a_layer_without_a_bias_has_no_row_for_it(shared):
     objective, params, batch = shared
-    found = factors(
-        objective, run_forward(objective.model, params, batch[0]), batch[1], fisher="exact"
-    )
+    found = factors_of(objective, params, batch, fisher="exact")
     assert found.inputs["last"].shape == (4, 4)
     assert found.inputs["shared"].shape == (6, 6)
 
 
-@pytest.mark.parametrize("model", [soaa_edu.models.cnn(), soaa_edu.models.vit()])
+@pytest.mark.parametrize(
+    "model",
+    [
+        soaa_edu.models.cnn(channels=(3,), stride=4),
+        soaa_edu.models.vit(width=4, heads=2, depth=1, patch=14),
+    ],
+    ids=["cnn", "vit"],
+)
 def test_the_gradient_is_that_of_autodiff(model, digits):
     objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
     params = model.init(jax.random.key(0))
     batch = jax.tree.map(lambda array: array[:5], digits.train)
-    signals = run_forward(model, params, batch[0])
-    gradient, _ = signals.pull(jax.grad(objective.loss)(signals.outputs, batch[1]))
-    expected = jax.grad(objective)(params, batch)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), gradient, expected)
+
+    @jax.jit
+    def both(params, batch):
+        signals = run_forward(model, params, batch[0])
+        gradient, _ = signals.pull(jax.grad(objective.loss)(signals.outputs, batch[1]))
+        return gradient, jax.grad(objective)(params, batch)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *both(params, batch))
 
 
 def test_rows_without_a_label_make_no_factor(classifier, rng):
@@ -224,12 +242,8 @@ def test_rows_without_a_label_make_no_factor(classifier, rng):
     padded = jnp.concatenate([labels, -jnp.ones(3, labels.dtype)])
     rows = jnp.concatenate([inputs, inputs[:3]])
     for fisher in ("exact", "empirical"):
-        alone = factors(
-            objective, run_forward(objective.model, params, inputs), labels, fisher=fisher
-        )
-        among = factors(
-            objective, run_forward(objective.model, params, rows), padded, fisher=fisher
-        )
+        alone = factors_of(objective, params, (inputs, labels), fisher=fisher)
+        among = factors_of(objective, params, (rows, padded), fisher=fisher)
         for name, expected in alone.outputs.items():
             np.testing.assert_allclose(among.outputs[name], expected, atol=1e-13)
 
@@ -250,3 +264,9 @@ def test_what_has_no_factors_is_refused(classifier):
     with pytest.raises(TypeError, match="wrap the loss"):
         check_fisher(own_loss, "sampled")
     check_fisher(own_loss, "empirical")
+
+
+def test_sampling_without_a_key_is_refused(classifier, rng):
+    objective, params = classifier()
+    with pytest.raises(ValueError, match="sampled targets need a key"):
+        factors_of(objective, params, labels_batch(rng, 2))

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.linalg import fractional_matrix_power
@@ -110,11 +109,18 @@ def in_rows(tree: Any, name: str) -> jax.Array:
     return jnp.concatenate([layer["weight"], layer["bias"][None]]).ravel()
 
 
+def places(params: Any, name: str) -> np.ndarray:
+    """Where one layer's parameters, read row by row, stand among all of them."""
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    found = [np.arange(end - leaf.size, end).reshape(leaf.shape) for leaf, end in zip(leaves, ends)]
+    layer = jax.tree.unflatten(structure, found)[name]
+    return np.concatenate([layer["weight"], layer["bias"][None]]).ravel()
+
+
 def block(matrix: np.ndarray, params: Any, name: str) -> np.ndarray:
     """The block of one layer of a curvature matrix, its parameters read row by row."""
-    flat, unravel = ravel_pytree(params)
-    order = np.asarray(in_rows(unravel(jnp.arange(flat.size)), name)).astype(int)
-    return matrix[np.ix_(order, order)]
+    return matrix[np.ix_(places(params, name), places(params, name))]
 
 
 def nearest_product(matrix: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,11 +28,15 @@ def step_of(optimizer, params, batch, key=KEY):
     return jax.tree.map(lambda a, b: np.asarray(a - b), after, params), state, info
 
 
-def exact_factors(objective, params, batch):
-    found = factors(
+@partial(jax.jit, static_argnums=0)
+def jitted_factors(objective, params, batch):
+    return factors(
         objective, run_forward(objective.model, params, batch[0]), batch[1], fisher="exact"
     )
-    return jax.tree.map(np.asarray, found)
+
+
+def exact_factors(objective, params, batch):
+    return jax.tree.map(np.asarray, jitted_factors(objective, params, batch))
 
 
 def cosine(a, b):
@@ -273,7 +279,7 @@ def test_dead_layers_and_float32_stay_finite(rng):
     "model",
     [
         soaa_edu.models.cnn(channels=(4, 4), stride=4, kernel=5),
-        soaa_edu.models.vit(width=8, heads=2, depth=1),
+        soaa_edu.models.vit(width=8, heads=2, depth=1, patch=14),
     ],
     ids=["cnn", "vit"],
 )
