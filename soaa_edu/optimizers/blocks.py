@@ -1,5 +1,6 @@
 """How an array of parameters becomes matrices, for methods that multiply from both sides."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,6 +46,18 @@ def from_blocks(blocks: jax.Array, like: Any) -> jax.Array:
 def second_moments(blocks: jax.Array) -> tuple:
     """GGᵀ and GᵀG of each block G of a matrix; nothing for a vector."""
     return (blocks @ blocks.mT, blocks.mT @ blocks) if is_matrix(blocks) else ()
+
+
+def one_at_a_time(function: Callable, *stacks: jax.Array) -> Any:
+    """``function`` of each matrix in the stacks, stacked again.
+
+    A decomposition of a whole stack would be one call, but on CPUs two such calls at a time can
+    wait for each other's threads for ever (jaxlib 0.10).
+    """
+    if len(stacks[0]) == 1:
+        found = function(*(stack[0] for stack in stacks))
+        return jax.tree.map(lambda array: array[None], found)
+    return jax.lax.map(lambda matrices: function(*matrices), stacks)
 
 
 def _part(length: int, block_size: int) -> int:

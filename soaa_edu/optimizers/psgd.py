@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from soaa_edu import checks
-from soaa_edu.optimizers.blocks import from_blocks, to_blocks
+from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, to_blocks
 
 NORM_ITERATIONS = 2
 
@@ -147,9 +147,9 @@ def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tup
         Q₁ ← Q₁ - μ triu(AAᵀ - BBᵀ) Q₁ / ‖AAᵀ + BBᵀ‖,    Q₂ by AᵀA and BᵀB
 
     Args:
-        factors: (Q₁, Q₂), ``(..., rows, rows)`` and ``(..., columns, columns)``, or (q,), the
+        factors: (Q₁, Q₂), ``(k, rows, rows)`` and ``(k, columns, columns)``, or (q,), the
             diagonal of Q.
-        v: the probe, ``(..., rows, columns)``, or like q.
+        v: the probe, ``(k, rows, columns)``, or like q.
         h: the response to it, or a gradient; like ``v``.
         step_size: μ.
     """
@@ -160,8 +160,8 @@ def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tup
         return (q - step_size * _ratio(slope, size) * q,), jnp.sum(a**2 + b**2)
     left, right = factors
     a = left @ h @ right.mT
-    b = solve_triangular(left, v, trans="T")
-    b = solve_triangular(right, b.mT, trans="T").mT
+    b = one_at_a_time(_divided_by_transpose, left, v)
+    b = one_at_a_time(_divided_by_transpose, right, b.mT).mT
     moved = (
         _moved(left, a @ a.mT, b @ b.mT, step_size),
         _moved(right, a.mT @ a, b.mT @ b, step_size),
@@ -196,6 +196,11 @@ def identity_factors(array: jax.Array) -> tuple:
         jnp.broadcast_to(jnp.eye(size, dtype=array.dtype), (len(array), size, size))
         for size in array.shape[1:]
     )
+
+
+def _divided_by_transpose(q: jax.Array, v: jax.Array) -> jax.Array:
+    """Q⁻ᵀ v."""
+    return solve_triangular(q, v, trans="T")
 
 
 def _moved(q: jax.Array, aa: jax.Array, bb: jax.Array, step_size: Any) -> jax.Array:

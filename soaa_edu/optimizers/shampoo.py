@@ -1,6 +1,7 @@
 """Shampoo: a gradient matrix multiplied from both sides by roots of its own second moments."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,13 @@ import optax
 
 from soaa_edu import checks
 from soaa_edu.linear_solvers import inverse_root
-from soaa_edu.optimizers.blocks import from_blocks, is_matrix, second_moments, to_blocks
+from soaa_edu.optimizers.blocks import (
+    from_blocks,
+    is_matrix,
+    one_at_a_time,
+    second_moments,
+    to_blocks,
+)
 
 ADAM_EPS = 1e-8
 
@@ -111,7 +118,8 @@ def shampoo(
         def fresh_roots() -> Any:
             times_updated = 1 + state.steps // statistics_every
             debiased = optax.tree.bias_correction(statistics, decay, times_updated)
-            return jax.tree.map(lambda s: inverse_root(s, exponent, ridge), debiased)
+            root = partial(inverse_root, exponent=exponent, ridge=ridge)
+            return jax.tree.map(partial(one_at_a_time, root), debiased)
 
         statistics = jax.lax.cond(
             state.steps % statistics_every == 0, updated_statistics, lambda: state.statistics

@@ -1,6 +1,7 @@
 """SOAP: Adam in the slowly turning eigenbasis of Shampoo's statistics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
-from soaa_edu.optimizers.blocks import from_blocks, second_moments, to_blocks
+from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, second_moments, to_blocks
 
 
 class SoapState(NamedTuple):
@@ -103,13 +104,13 @@ def soap(
         statistics = optax.tree.update_moment(products, state.statistics, decay, 1)
 
         def first_bases() -> tuple:
-            bases = jax.tree.map(lambda s: jnp.linalg.eigh(s)[1][..., ::-1], statistics)
+            bases = jax.tree.map(partial(one_at_a_time, _eigenvectors), statistics)
             return bases, state.first_moment, state.second_moment
 
         def turned_bases() -> tuple:
             images = jax.tree.map(jnp.matmul, statistics, state.bases)
             orders = jax.tree.map(_largest_first, state.bases, images)
-            bases = jax.tree.map(_orthogonal, images, orders)
+            bases = jax.tree.map(partial(one_at_a_time, _orthogonal), images, orders)
             first_moment = jax.tree.map(_rotate_back, state.first_moment, state.bases)
             second_moment = jax.tree.map(_reorder, state.second_moment, orders)
             return bases, jax.tree.map(_rotate, first_moment, bases), second_moment
@@ -163,8 +164,13 @@ def _largest_first(basis: jax.Array, image: jax.Array) -> jax.Array:
     return jnp.argsort(-jnp.sum(basis * image, axis=-2), axis=-1)
 
 
+def _eigenvectors(statistic: jax.Array) -> jax.Array:
+    """As columns, those of the largest eigenvalues first."""
+    return jnp.linalg.eigh(statistic)[1][:, ::-1]
+
+
 def _orthogonal(image: jax.Array, order: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(jnp.take_along_axis(image, order[..., None, :], axis=-1))[0]
+    return jnp.linalg.qr(image[:, order])[0]
 
 
 def _reorder(moment: jax.Array, orders: tuple) -> jax.Array:

@@ -170,16 +170,16 @@ def against_adam(results: dict, method: str, model: str) -> Part:
     )
 
 
-def table(results: dict) -> list[dict[str, str]]:
-    """Loss, accuracy, cost and the comparison with Adam, a row for each method and network."""
-    rows = []
+def rows(results: dict, methods: Sequence[str] = tuple(METHODS)) -> list[dict[str, str]]:
+    """Loss, accuracy, cost and the comparison with Adam, one for each network and method."""
+    found = []
     for model in models_of(results):
         costs = results["cells"][f"cost_on_{model}"]
         adam_seconds = np.mean(costs["seconds_a_step"]["adam"])
-        for method in METHODS:
+        for method in methods:
             part = against_adam(results, method, model)
             accuracy = over_runs(results, method, model, "test_accuracy")[:, -1]
-            rows.append(
+            found.append(
                 {
                     "network": model.upper(),
                     "method": METHODS[method]["label"],
@@ -191,7 +191,16 @@ def table(results: dict) -> list[dict[str, str]]:
                     "state/params": f"{costs['bytes'][method] / costs['parameter_bytes']:.1f}",
                 }
             )
-    return rows
+    return found
+
+
+def table(results: dict, methods: Sequence[str] = tuple(METHODS)) -> str:
+    """The rows as text."""
+    lines = rows(results, methods)
+    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in lines[0]}
+    heads = dict(zip(widths, widths))
+    texts = ("  ".join(f"{line[key]:{w}}" for key, w in widths.items()) for line in (heads, *lines))
+    return "\n".join(text.rstrip() for text in texts)
 
 
 def draw_losses(

@@ -134,8 +134,11 @@ def _fits(seed: int, settings: Settings) -> dict[str, Any]:
 @jax.jit
 def _on_probes(factors: list, vs: list, hs: list) -> Any:
     """c(P), the mean over the fixed pairs."""
-    parts = [jax.vmap(partial(criterion, q))(v, h) for q, v, h in zip(factors, vs, hs)]
-    return sum(part.mean() for part in parts)
+
+    def mean(q: tuple, v: jax.Array, h: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda pair: criterion(q, *pair), (v, h)).mean()
+
+    return sum(map(mean, factors, vs, hs))
 
 
 @partial(jax.jit, static_argnums=0)

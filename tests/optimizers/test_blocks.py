@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soaa_edu.optimizers.blocks import from_blocks, is_matrix, second_moments, to_blocks
+from soaa_edu.optimizers.blocks import (
+    from_blocks,
+    is_matrix,
+    one_at_a_time,
+    second_moments,
+    to_blocks,
+)
 
 SHAPES = [(), (5,), (0,), (3, 0), (4, 6), (1, 7), (7, 1), (9, 10), (3, 3, 2, 5), (2, 1, 3)]
 
@@ -69,3 +75,18 @@ def test_cutting_works_compiled_and_batched(rng):
         return from_blocks(to_blocks(leaf, 4), leaf)
 
     np.testing.assert_array_equal(there_and_back(leaves), leaves)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_matrices_are_decomposed_one_at_a_time(rng, length):
+    stack = rng.normal(size=(length, 4, 4)).astype("float32")
+    symmetric = jnp.asarray(stack @ stack.swapaxes(1, 2))
+
+    def both(matrix):
+        assert matrix.shape == (4, 4)
+        return jnp.linalg.eigh(matrix)
+
+    values, vectors = one_at_a_time(both, symmetric)
+    expected = np.linalg.eigvalsh(np.asarray(symmetric))
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
+    assert vectors.shape == symmetric.shape

@@ -46,7 +46,8 @@ def test_a_method_is_below_adam_above_it_or_neither(kfac, answer):
 
 
 def test_the_table_has_loss_cost_and_comparison_of_every_method():
-    rows = study.table(results({"kfac": [0.3, 0.31, 0.29]}))
+    made_up = results({"kfac": [0.3, 0.31, 0.29]})
+    rows = study.rows(made_up)
     assert [row["method"] for row in rows] == [style["label"] for style in study.METHODS.values()]
     assert rows[0]["below Adam"] == ""
     assert rows[1] == {
@@ -59,6 +60,10 @@ def test_the_table_has_loss_cost_and_comparison_of_every_method():
         "Adam steps": "2.0",
         "state/params": "2.0",
     }
+    head, adam, kfac = study.table(made_up, ("adam", "kfac")).splitlines()
+    assert head.startswith("network  method  tuned")
+    assert kfac.index("yes") == head.index("below Adam")
+    assert len(adam) == len(kfac)
 
 
 def test_the_figure_shows_every_method_against_steps_and_seconds(draw):
