@@ -8,8 +8,8 @@ PYTHON := $(or $(PYTHON),$(shell for python in python3 python python3.13 python3
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Where two processes share the cores, LAPACK's own threads would fight over them.
-test test-oldest book chapters: export OPENBLAS_NUM_THREADS := 1
+# LAPACK's own threads would fight over the cores with JAX's, and with those of a second process.
+test test-oldest book chapters figures bench: export OPENBLAS_NUM_THREADS := 1
 
 .PHONY: help setup book test test-oldest lab chapters figures bench lock clean
 

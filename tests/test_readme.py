@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from soaa_edu import studies
+from soaa_edu.studies import large_batch_race
 from soaa_edu.studies.gauss_newton_on_mnist import slides_table
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -11,3 +12,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def test_the_slides_table_is_computed_from_the_stored_results():
     names = ("gauss_newton_on_mnist", "newton_on_mnist")
     assert slides_table(*(studies.stored(name, "laptop") for name in names)) in README
+
+
+def test_the_large_batch_table_is_computed_from_the_stored_results():
+    assert large_batch_race.table(studies.stored("large_batch_race", "laptop")) in README

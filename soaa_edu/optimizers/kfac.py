@@ -136,19 +136,20 @@ def kfac(
             return average, decay * state.weight + (1 - decay)
 
         average, weight = _every(update_every, state.steps, updated, (state.factors, state.weight))
-        debiased = jax.tree.map(lambda leaf: leaf / weight, average)
         inverses = _every(
             invert_every,
             state.steps,
-            lambda: prepare(debiased, state.damping),
+            lambda: prepare(jax.tree.map(lambda leaf: leaf / weight, average), state.damping),
             state.inverses,
         )
-        direction = {
-            name: solve(inverses[name], layer, state.damping)
-            if name in inverses
-            else jax.tree.map(lambda g, d: g / (d + state.damping), layer, debiased.diagonal[name])
-            for name, layer in gradient.items()
-        }
+
+        def divide(name: str, layer: Any) -> Any:
+            if name in inverses:
+                return solve(inverses[name], layer, state.damping)
+            diagonal = average.diagonal[name]
+            return jax.tree.map(lambda g, d: g / (d / weight + state.damping), layer, diagonal)
+
+        direction = {name: divide(name, layer) for name, layer in gradient.items()}
         rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         if kl_clip is not None:
             divergence = rate**2 * optax.tree.vdot(gradient, direction)
@@ -200,12 +201,12 @@ def _inverse_pair(a: jax.Array, b: jax.Array, damping: jax.Array) -> tuple[jax.A
 def _inverse(matrix: jax.Array, damping: jax.Array) -> jax.Array:
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     triangle = jax.scipy.linalg.cho_factor(matrix + damping * identity)
-    return jax.scipy.linalg.cho_solve(triangle, identity).T
+    return jax.scipy.linalg.cho_solve(triangle, identity)
 
 
 def _divide_by_factors(inverses: tuple, layer: Any, damping: jax.Array) -> Any:
     of_inputs, of_outputs = inverses
-    return _split(of_inputs @ _stack(layer) @ of_outputs, layer)
+    return _split(of_inputs.T @ _stack(layer) @ of_outputs.T, layer)
 
 
 def _eigenvectors(average: Factors, damping: jax.Array) -> dict[str, tuple]:

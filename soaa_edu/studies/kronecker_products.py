@@ -63,8 +63,8 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(2048, 2, 2, 256, "not measured"),
-    "laptop": Settings(60_000, 5, 5, 2048, "not measured"),
+    "quick": Settings(2048, 2, 2, 256, "30 s"),
+    "laptop": Settings(60_000, 5, 5, 2048, "3 min"),
     "gpu": Settings(60_000, 20, 10, 16_384, "not measured"),
 }
 
