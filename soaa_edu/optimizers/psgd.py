@@ -59,7 +59,7 @@ def psgd(
 
         c(P) = E[gᵀ P g + vᵀ P⁻¹ v],    v standard normal, g the gradient
 
-    (Li 2015, equation 9, with the gradient and a probe for its pair δg, δθ), whose minimum over all
+    (Li 2015, with the gradient and a probe for its pair δg, δθ), whose minimum over all
     P is E[g gᵀ]^(-1/2). A vector has a diagonal Q. The first step scales Q such that both
     halves of c are alike, and moves it; later steps move it with some probability.
 
@@ -139,7 +139,7 @@ def psgd(
 
 
 def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tuple, jax.Array]:
-    """One step of Q down c = hᵀPh + vᵀP⁻¹v, P = QᵀQ, and c before it (Li 2018, equation 19).
+    """One step of Q down c = hᵀPh + vᵀP⁻¹v, P = QᵀQ, and c before it (Li 2018).
 
     With a = Q h and b = Q⁻ᵀ v, moving Q by E Q changes c by 2 tr(E (a aᵀ - b bᵀ)) to first order.
     For matrices A = Q₁ H Q₂ᵀ and B = Q₁⁻ᵀ V Q₂⁻¹, and each factor steps by
