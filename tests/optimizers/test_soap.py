@@ -229,9 +229,10 @@ def test_any_tree_of_arrays_comes_back_as_it_went_in(rng):
     }
     gradients = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params)
     transformation = soap(0.1, block_size=4, refresh_every=1)
-    state = transformation.init(params)
+    state = jax.jit(transformation.init)(params)
+    update = jax.jit(transformation.update)
     for _ in range(2):
-        updates, after = transformation.update(gradients, state, params)
+        updates, after = update(gradients, state, params)
         assert jax.tree.structure(updates) == jax.tree.structure(params)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         for new, old in zip(jax.tree.leaves((updates, after)), jax.tree.leaves((params, state))):
