@@ -28,15 +28,14 @@ class KfacState(NamedTuple):
     Attributes:
         steps: taken so far.
         factors: running averages, starting at zero.
-        weight: how much of an average the averages are, 1 - decay^k after k updates.
-        inverses: what the gradient is multiplied with, name -> a pair of ``Inverse`` parts.
+        inverses: of both damped factors, name -> a pair; with exact damping, both factors'
+            eigenvalues and eigenvectors.
         velocity: the last step, like the parameters.
         damping: λ.
     """
 
     steps: jax.Array
     factors: Factors
-    weight: jax.Array
     inverses: Any
     velocity: Any
     damping: jax.Array
@@ -116,7 +115,6 @@ def kfac(
         return KfacState(
             steps=jnp.zeros((), jnp.int32),
             factors=zero,
-            weight=jnp.zeros((), dtype),
             inverses=optax.tree.zeros_like(jax.eval_shape(prepare, zero, first)),
             velocity=optax.tree.zeros_like(params),
             damping=first,
@@ -128,14 +126,12 @@ def kfac(
         loss, residual = jax.value_and_grad(objective.loss)(signals.outputs, targets)
         gradient, _ = signals.pull(residual)
 
-        def updated() -> tuple[Factors, jax.Array]:
+        def updated() -> Factors:
             found = factors(objective, signals, targets, fisher=fisher, sharing=sharing, key=key)
-            average = jax.tree.map(
-                lambda old, new: decay * old + (1 - decay) * new, state.factors, found
-            )
-            return average, decay * state.weight + (1 - decay)
+            return optax.tree.update_moment(found, state.factors, decay, 1)
 
-        average, weight = _every(update_every, state.steps, updated, (state.factors, state.weight))
+        average = _every(update_every, state.steps, updated, state.factors)
+        weight = 1 - decay ** (1 + state.steps // update_every)
         inverses = _every(
             invert_every,
             state.steps,
@@ -158,9 +154,7 @@ def kfac(
             lambda v, d: (momentum * v - rate * d).astype(v.dtype), state.velocity, direction
         )
         info = {"loss": loss, "damping": state.damping}
-        state = state._replace(
-            steps=state.steps + 1, factors=average, weight=weight, inverses=inverses
-        )
+        state = state._replace(steps=state.steps + 1, factors=average, inverses=inverses)
         if rule is None:
             return optax.apply_updates(params, update), state._replace(velocity=update), info
         matvec = fisher_matvec(objective, params, batch)

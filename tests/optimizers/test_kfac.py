@@ -8,8 +8,9 @@ import pytest
 
 import soaa_edu
 from soaa_edu import kfac, levenberg_marquardt
-from soaa_edu.curvature import fisher_matvec
+from soaa_edu.curvature import dense, fisher_matvec
 from soaa_edu.kronecker import factors, run_forward
+from soaa_edu.studies.kronecker_products import block
 
 KEY = jax.random.key(0)
 
@@ -58,19 +59,10 @@ def test_damped_exactly_one_example_takes_the_step_of_its_dense_fisher_block(cla
         batch,
     )
     gradient = jax.grad(objective)(params, batch)
-    matvec = fisher_matvec(objective, params, batch)
-    for name, layer in params.items():
-        rows, columns = stacked(layer).shape
-
-        def column(unit, name=name, rows=rows, columns=columns):
-            matrix = unit.reshape(rows, columns)
-            direction = jax.tree.map(jnp.zeros_like, params)
-            direction[name] = {"weight": matrix[:-1], "bias": matrix[-1]}
-            image = matvec(direction)[name]
-            return jnp.concatenate([image["weight"], image["bias"][None]]).ravel()
-
-        block = np.array(jax.vmap(column)(jnp.eye(rows * columns)))
-        damped = block + 0.03 * np.eye(rows * columns)
+    fisher = np.asarray(dense(fisher_matvec(objective, params, batch), params))
+    for name in params:
+        of_layer = block(fisher, params, name)
+        damped = of_layer + 0.03 * np.eye(len(of_layer))
         expected = -0.5 * np.linalg.solve(damped, stacked(gradient[name]).ravel())
         np.testing.assert_allclose(stacked(update[name]).ravel(), expected, rtol=1e-9)
 

@@ -175,7 +175,9 @@ def test_any_pytree_will_do(dtype, rng):
     update = jax.jit(transformation.update)
     for _ in range(3):
         updates, state = update(gradients, state, params)
-    jax.tree.map(lambda u, p: (u.shape, u.dtype) == (p.shape, p.dtype), updates, params)
+    for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
+        assert (update.shape, update.dtype) == (leaf.shape, leaf.dtype)
+        assert np.any(update)
     assert all(np.all(np.isfinite(u.astype("float32"))) for u in jax.tree.leaves(updates))
     assert {q.dtype.name for q in jax.tree.leaves(kron_state(state).factors)} == {"float32"}
     assert kron_state(state).factors["wide"][1].shape == (4, 8, 8)
