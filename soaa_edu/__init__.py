@@ -12,7 +12,9 @@ from soaa_edu.optimizers import (
     newton,
     psgd,
     shampoo,
+    soaa,
     soap,
+    tadam,
     trust_region,
 )
 from soaa_edu.training import History, train
@@ -40,9 +42,11 @@ __all__ = [
     "problems",
     "psgd",
     "shampoo",
+    "soaa",
     "soap",
     "softmax_cross_entropy",
     "squared_error",
+    "tadam",
     "train",
     "trust_region",
 ]

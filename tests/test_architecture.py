@@ -20,7 +20,7 @@ FLOORS = [
     {"objective", "models", "problems", "data"},
     {"checks", "provenance", "storage"},
 ]
-SHARED_BY_OPTIMIZERS = {"blocks", "protocol", "spans", "trials"}
+SHARED_BY_OPTIMIZERS = {"blocks", "diagonal_fisher", "protocol", "spans", "trials"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))
 }

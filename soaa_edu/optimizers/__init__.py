@@ -8,7 +8,9 @@ from soaa_edu.optimizers.newton import newton
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.psgd import psgd
 from soaa_edu.optimizers.shampoo import shampoo
+from soaa_edu.optimizers.soaa import soaa
 from soaa_edu.optimizers.soap import soap
+from soaa_edu.optimizers.tadam import tadam
 from soaa_edu.optimizers.trials import levenberg_marquardt
 from soaa_edu.optimizers.trust_region import trust_region
 
@@ -22,6 +24,8 @@ __all__ = [
     "newton",
     "psgd",
     "shampoo",
+    "soaa",
     "soap",
+    "tadam",
     "trust_region",
 ]
