@@ -10,6 +10,7 @@ NAMES = (
     "newton_steps",
     "hessian_free_steps",
     "kronecker_steps",
+    "adam_steps",
     "hessian_products",
     "linear_solvers",
 )

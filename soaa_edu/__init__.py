@@ -4,7 +4,9 @@ from soaa_edu import curvature, data, kronecker, linear_solvers, models, optimiz
 from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_error
 from soaa_edu.optimizers import (
     Optimizer,
+    adam_8bit,
     first_order,
+    galore,
     hessian_free,
     kfac,
     levenberg_marquardt,
@@ -27,9 +29,11 @@ __all__ = [
     "Objective",
     "Optimizer",
     "__version__",
+    "adam_8bit",
     "curvature",
     "data",
     "first_order",
+    "galore",
     "hessian_free",
     "kfac",
     "kronecker",

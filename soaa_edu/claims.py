@@ -74,6 +74,39 @@ LEDGER = {
         "Eq. 1 and three definitions",
         "kronecker_products",
     ),
+    "A1": Claim("O(n) time and memory, like Adam", "prose", "soaa_costs"),
+    "A2": Claim("converges faster than Adam and AdamW", "prose, no figure survives", "soaa_race"),
+    "A3": Claim("more stable", "mean and standard deviation over three runs", "soaa_race"),
+    "A4": Claim("lower loss than 8-bit Adam and GaLore, at more memory", "prose", "soaa_race"),
+    "A5": Claim(
+        "on a CPU faster than Adam and AdamW, level with their fused versions",
+        "prose",
+        "soaa_costs",
+    ),
+    "A6": Claim(
+        "the trust region adapts to the loss and steadies training", "Algorithm 1", "soaa_ablation"
+    ),
+    "A7": Claim(
+        "the diagonal Fisher brings curvature into the step",
+        "Algorithm 1, line 9 takes a maximum",
+        "soaa_ablation",
+    ),
+    "A8": Claim(
+        "suits encoders and decoders alike",
+        "SQuAD, TriviaQA and IMDB, BERT and Llama 2",
+        "soaa_race",
+    ),
+    "A9": Claim(
+        "rests on consistently adaptive trust regions",
+        "Hamad & Hinder (2024) cited",
+        "soaa_and_cat",
+    ),
+    "A10": Claim(
+        "8-bit Adam saves up to 75 % of optimizer memory and trains up to 4 times faster; GaLore "
+        "and 8-bit Adam need less memory than SOAA",
+        "prose",
+        "soaa_race",
+    ),
 }
 
 

@@ -27,7 +27,7 @@ class Signals(NamedTuple):
     Attributes:
         outputs: ``(B, ..., C)``.
         inputs: h̃ of each dense layer, name -> ``(B, ..., in + 1)``, without the one where the
-            layer has no bias.
+            layer has no bias. In the weight's own type.
         pull: a cotangent of the outputs -> ``(gradient, signals)``: the gradient like the
             parameters, and the same before the sum over examples: name -> ``(B, ..., out)`` for a
             dense layer, ``(B, *shape)`` for every array of the others.
@@ -133,10 +133,8 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
         of_others = jax.tree.map(lambda leaf: leaf.sum(axis=0), of_copies)
         return {**of_dense, **of_others}, {**of_taps, **of_copies}
 
-    with_ones = {
-        name: _with_one(layer_inputs[name]) if "bias" in layer else layer_inputs[name]
-        for name, layer in dense.items()
-    }
+    rows = {name: layer_inputs[name].astype(layer["weight"].dtype) for name, layer in dense.items()}
+    with_ones = {n: _with_one(row) if "bias" in dense[n] else row for n, row in rows.items()}
     return Signals(outputs, with_ones, pull)
 
 

@@ -88,7 +88,7 @@ def train(
     take are ``nan``.
 
     Args:
-        optimizer: made once and passed again, it is compiled once.
+        optimizer: those with the same ``step`` are compiled once.
         params: any pytree of arrays.
         data: examples along the first axis.
         epochs: how often every example is seen.
@@ -118,7 +118,7 @@ def train(
     params = _strongly_typed(params)
     state = _strongly_typed(optimizer.init(params))
     keys = jax.random.split(key, epochs)
-    run_epoch = _compiled_epoch(optimizer, batch_size, (params, state, train_set, keys[0]))
+    run_epoch = _compiled_epoch(optimizer.step, batch_size, (params, state, train_set, keys[0]))
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
     told: list[dict[str, np.ndarray]] = []
@@ -141,7 +141,12 @@ def train(
 
 
 def _epoch(
-    optimizer: Optimizer, batch_size: int, params: Any, state: Any, train_set: Any, key: jax.Array
+    optimizer_step: Callable,
+    batch_size: int,
+    params: Any,
+    state: Any,
+    train_set: Any,
+    key: jax.Array,
 ) -> tuple[Any, Any, dict]:
     order_key, step_key = jax.random.split(key)
     examples = len(train_set[0])
@@ -151,7 +156,7 @@ def _epoch(
     def step(carry: tuple, chosen: tuple) -> tuple[tuple, dict]:
         (params, state), (rows, key) = carry, chosen
         batch = jax.tree.map(lambda array: array[rows], train_set)
-        params, state, info = optimizer.step(params, state, batch, key)
+        params, state, info = optimizer_step(params, state, batch, key)
         return (params, state), info
 
     (params, state), info = jax.lax.scan(
@@ -162,7 +167,7 @@ def _epoch(
     return params, state, info
 
 
-def _compiled_epoch(optimizer: Optimizer, batch_size: int, arguments: tuple) -> Callable:
+def _compiled_epoch(optimizer_step: Callable, batch_size: int, arguments: tuple) -> Callable:
     leaves, structure = jax.tree.flatten(
         jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
@@ -171,15 +176,15 @@ def _compiled_epoch(optimizer: Optimizer, batch_size: int, arguments: tuple) -> 
     precision = tuple(
         getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")
     )
-    return _compile(optimizer, batch_size, structure, tuple(leaves), precision)
+    return _compile(optimizer_step, batch_size, structure, tuple(leaves), precision)
 
 
 @lru_cache(maxsize=64)
 def _compile(
-    optimizer: Optimizer, batch_size: int, structure: Any, leaves: tuple, precision: tuple
+    optimizer_step: Callable, batch_size: int, structure: Any, leaves: tuple, precision: tuple
 ) -> Callable:
     arguments = jax.tree.unflatten(structure, leaves)
-    return jax.jit(partial(_epoch, optimizer, batch_size)).lower(*arguments).compile()
+    return jax.jit(partial(_epoch, optimizer_step, batch_size)).lower(*arguments).compile()
 
 
 @partial(jax.jit, static_argnums=0)

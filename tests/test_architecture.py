@@ -13,7 +13,7 @@ FLOORS = [
     {"cli"},
     {"claims"},
     {"studies"},
-    {"training", "plotting"},
+    {"training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker"},
     {"curvature", "linear_solvers"},

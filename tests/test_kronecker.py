@@ -214,6 +214,25 @@ def test_a_layer_without_a_bias_has_no_row_for_it(shared):
     assert found.inputs["shared"].shape == (6, 6)
 
 
+def test_the_input_factor_of_an_embedding_is_the_frequency_of_each_token(rng):
+    tokens = rng.integers(5, size=(3, 6), dtype=np.int32)
+    factors_by_type = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        model = soaa_edu.models.decoder(5, width=8, heads=1, depth=1, activations=dtype)
+        objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+        batch = (tokens, (tokens + 1) % 5)
+        params = jax.jit(model.init)(jax.random.key(0))
+        found = factors_of(objective, params, batch, fisher="empirical")
+        frequencies = np.bincount(tokens.ravel(), minlength=5) / tokens.size
+        np.testing.assert_allclose(found.inputs["embedding"], np.diag(frequencies), atol=1e-6)
+        factors_by_type[dtype] = found
+    assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+    exact = factors_by_type[jnp.float32]
+    for name, expected in exact.inputs.items():
+        assert relative(found.inputs[name], expected) < 0.02
+        assert relative(found.outputs[name], exact.outputs[name]) < 0.05
+
+
 @pytest.mark.parametrize(
     "model",
     [
@@ -258,6 +277,9 @@ def test_what_has_no_factors_is_refused(classifier):
     tied = Model(objective.model.init, objective.model.forward, ("dense_0", "dense_0"))
     with pytest.raises(ValueError, match="tied"):
         check_layers(soaa_edu.Objective(tied, soaa_edu.squared_error))
+    language = soaa_edu.models.decoder(7, tied=True)
+    with pytest.raises(ValueError, match="tied"):
+        check_layers(soaa_edu.Objective(language, soaa_edu.softmax_cross_entropy))
     with pytest.raises(ValueError, match="'sampled', 'exact', 'empirical'"):
         check_fisher(objective, "true")
     own_loss = soaa_edu.Objective(objective.model, lambda z, y: jnp.mean((z - y) ** 2))

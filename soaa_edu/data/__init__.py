@@ -1,6 +1,8 @@
 """Data sets, in memory and ready to train on."""
 
+from soaa_edu.data import text
 from soaa_edu.data.dataset import Dataset
-from soaa_edu.data.images import DataFileError, mnist
+from soaa_edu.data.files import DataFileError
+from soaa_edu.data.images import mnist
 
-__all__ = ["DataFileError", "Dataset", "mnist"]
+__all__ = ["DataFileError", "Dataset", "mnist", "text"]

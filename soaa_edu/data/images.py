@@ -12,6 +12,7 @@ import numpy as np
 
 from soaa_edu import checks
 from soaa_edu.data.dataset import Dataset
+from soaa_edu.data.files import DataFileError
 
 MNIST_FOLDER = Path(__file__).parent / "mnist"
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
@@ -29,10 +30,6 @@ MNIST_SHA256 = {
         "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
     ),
 }
-
-
-class DataFileError(Exception):
-    """A data file is missing, truncated or altered."""
 
 
 def mnist(train_size: int | None = None) -> Dataset:

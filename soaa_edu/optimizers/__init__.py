@@ -1,6 +1,8 @@
 """One method, one file."""
 
+from soaa_edu.optimizers.adam_8bit import adam_8bit
 from soaa_edu.optimizers.first_order import first_order
+from soaa_edu.optimizers.galore import galore
 from soaa_edu.optimizers.hessian_free import hessian_free
 from soaa_edu.optimizers.kfac import kfac
 from soaa_edu.optimizers.martens import martens_hessian_free
@@ -16,7 +18,9 @@ from soaa_edu.optimizers.trust_region import trust_region
 
 __all__ = [
     "Optimizer",
+    "adam_8bit",
     "first_order",
+    "galore",
     "hessian_free",
     "kfac",
     "levenberg_marquardt",

@@ -29,6 +29,10 @@ NAMES = (
     "kronecker_products",
     "psgd_criterion",
     "large_batch_race",
+    "soaa_costs",
+    "soaa_ablation",
+    "soaa_and_cat",
+    "soaa_race",
 )
 SCALES = ("quick", "laptop", "gpu")
 

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -65,9 +66,17 @@ def slides_objective() -> Objective:
 
 
 def training_run(
-    optimizer: Optimizer, seed: int, data: Dataset, epochs: int, batch_size: int = BATCH_SIZE
+    optimizer: Optimizer,
+    seed: int,
+    data: Dataset,
+    epochs: int,
+    batch_size: int = BATCH_SIZE,
+    last: int | None = None,
 ) -> dict[str, Any]:
-    """One run as plain numbers, its curves in stretches; methods share start and order by seed."""
+    """One run as plain numbers, its curves in stretches; methods share start and order by seed.
+
+    The final loss is the mean over the ``last`` steps, or over the last epoch.
+    """
     init_key, train_key = jax.random.split(jax.random.key(seed))
     history = train(
         optimizer,
@@ -83,7 +92,7 @@ def training_run(
     return {
         "steps": steps,
         "loss": plotting.binned(history.loss, points),
-        "final_loss": history.loss[-(steps // epochs) :].mean(),
+        "final_loss": history.loss[-(last or steps // epochs) :].mean(),
         "diverged_at": history.diverged_at,
         "test_loss": history.test_loss,
         "test_accuracy": history.test_accuracy,
@@ -154,12 +163,13 @@ def tuned_runs(
     batch_size: int,
     seeds: int,
     tuning_seeds: int = 1,
+    last: int | None = None,
 ) -> dict[str, Any]:
     """A search on seeds of its own, then the best value's runs on ``seeds`` others."""
-    built = cache(build)
+    built = cache(one_program(build))
 
     def run(value: float, seed: int) -> dict[str, Any]:
-        return training_run(built(value), seed, data, epochs, batch_size)
+        return training_run(built(value), seed, data, epochs, batch_size, last)
 
     def score(value: float) -> float:
         tries = [run(value, TUNING_SEED + seed)["final_loss"] for seed in range(tuning_seeds)]
@@ -167,6 +177,25 @@ def tuned_runs(
 
     search = tune(grid, score)
     return {"search": search, "runs": [run(search["best"], seed) for seed in range(seeds)]}
+
+
+def one_program(build: Callable[[Any], Optimizer]) -> Callable[[float], Optimizer]:
+    """``build`` with its number kept in the state: all values share one compiled program."""
+
+    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
+        value, inner = state
+        params, inner, info = build(value).step(params, inner, batch, key)
+        return params, (value, inner), info
+
+    def at(value: float) -> Optimizer:
+        optimizer = build(value)
+
+        def init(params: Any) -> tuple[jax.Array, Any]:
+            return jnp.asarray(value, jnp.float32), optimizer.init(params)
+
+        return Optimizer(init, step, optimizer.objective)
+
+    return at
 
 
 def grid_around(middle: float, ratio: float, values: int) -> list[float]:

@@ -88,9 +88,31 @@ def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monke
         return {"final_loss": np.nan if diverges else 1 / value, "seed": seed}
 
     monkeypatch.setattr(runs, "training_run", run)
+    monkeypatch.setattr(runs, "one_program", lambda build: build)
     settings = {"epochs": 1, "batch_size": 2, "seeds": 2}
     one = runs.tuned_runs(float, [1, 2, 4], None, **settings)
     two = runs.tuned_runs(float, [1, 2, 4], None, **settings, tuning_seeds=2)
     assert one["search"]["scores"][1] == 0.5
     assert two["search"]["scores"][:3] == [1, (0.5 + runs.HIGHEST_LOSS) / 2, 0.25]
     assert [run["seed"] for run in two["runs"]] == [0, 1]
+
+
+def test_all_values_of_a_number_share_one_compiled_program(monkeypatch):
+    traced = []
+
+    def build(value):
+        optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(value))
+
+        def step(*arguments):
+            traced.append(value)
+            return optimizer.step(*arguments)
+
+        return optimizer._replace(step=step)
+
+    data = Dataset(train=(np.eye(3, dtype=np.float32), np.arange(3)))
+    at = runs.one_program(build)
+    kept = [runs.training_run(at(rate), 0, data, 2, 3)["loss"] for rate in (0.1, 0.5)]
+    programs = len(traced)
+    apart = [runs.training_run(build(rate), 0, data, 2, 3)["loss"] for rate in (0.1, 0.5)]
+    np.testing.assert_allclose(kept, apart, rtol=1e-6)
+    assert len(traced) == 3 * programs

@@ -1,86 +1,24 @@
-"""Networks as (init, forward) pairs that show where their dense layers are."""
+"""Networks on images: a convolutional network and a vision transformer."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from soaa_edu import checks
-
-Params = dict[str, dict[str, jax.Array]]
-STANDARD_DEVIATION_WITHIN_TWO = 0.87962566103423978
-"""Of a standard normal number that is drawn again until it lies between -2 and 2."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network: ``params = model.init(key)``, ``outputs = model(params, inputs)``.
-
-    Close over a model, don't pass it to ``jit``.
-
-    Attributes:
-        init: key -> params, a dict from a layer's name to its arrays. A dense layer has ``weight``
-            ``(in, out)`` and ``bias`` ``(out,)``.
-        forward: ``(params, inputs, taps) -> (outputs, layer_inputs)``. ``taps`` maps names of dense
-            layers to what is added to their pre-activations; ``layer_inputs`` maps every dense
-            layer's name to what went in. The gradient with respect to a tap of zeros is the layer's
-            backward signal.
-        dense_layers: the names of the dense layers, from the inputs to the outputs. A name that
-            stands twice has its weight tied, used more than once, which K-FAC refuses.
-        input_layer: the dense layer that reads the raw inputs, or ``None``.
-    """
-
-    init: Callable[[jax.Array], Params]
-    forward: Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
-    dense_layers: tuple[str, ...]
-    input_layer: str | None = None
-
-    def __call__(self, params: Any, inputs: Any) -> Any:
-        """The outputs alone."""
-        outputs, _ = self.forward(params, inputs, {})
-        return outputs
-
-
-def mlp(sizes: Sequence[int], activation: Callable = jax.nn.relu) -> Model:
-    """A multilayer perceptron, ``mlp([784, 10, 10])`` being the slides' network.
-
-    Weights start LeCun-normal, biases at zero; the last layer has no activation.
-
-    Args:
-        sizes: the width of the inputs, of each hidden layer and of the outputs.
-        activation: applied between layers.
-
-    Raises:
-        ValueError: fewer than two sizes, a size below one, or inputs of another width.
-    """
-    if len(sizes) < 2:
-        raise ValueError(f"mlp needs the input and the output size at least, got {list(sizes)}")
-    for size in sizes:
-        checks.whole("every size of an mlp", size)
-    names = tuple(f"dense_{i}" for i in range(len(sizes) - 1))
-
-    def init(key: jax.Array) -> Params:
-        return _init_layers(key, dict(zip(names, pairwise(sizes))))
-
-    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if inputs.shape[-1] != sizes[0]:
-            raise ValueError(
-                f"inputs of width {inputs.shape[-1]} don't fit this mlp, built for {sizes[0]}: "
-                f"build it with mlp([{inputs.shape[-1]}, ...])"
-            )
-        layer, layer_inputs = _tapped(params, taps)
-        signal = inputs
-        for name in names:
-            signal = layer(name, signal)
-            if name != names[-1]:
-                signal = activation(signal)
-        return signal, layer_inputs
-
-    return Model(init, forward, names, input_layer=names[0])
+from soaa_edu.models.layers import (
+    Model,
+    Params,
+    attention,
+    check_heads,
+    init_layers,
+    init_norm,
+    layer_norm,
+    split_heads,
+    tapped,
+)
 
 
 def cnn(
@@ -122,10 +60,10 @@ def cnn(
     sizes["head"] = (height * width * depth, outputs)
 
     def init(key: jax.Array) -> Params:
-        return _init_layers(key, sizes)
+        return init_layers(key, sizes)
 
     def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        layer, layer_inputs = _tapped(params, taps)
+        layer, layer_inputs = tapped(params, taps)
         images = _images("cnn", inputs, image_shape)
         for i in range(len(channels)):
             patches = _patches(images, kernel, stride)
@@ -173,11 +111,7 @@ def vit(
             f"patches of {patch} x {patch} don't tile the {rows} x {columns} images of this vit: "
             "take a patch that divides both"
         )
-    if width % heads:
-        raise ValueError(
-            f"{heads} heads don't divide the width {width} of this vit: "
-            f"take a width of {width + -width % heads}"
-        )
+    check_heads("vit", width, heads)
     tokens = 1 + (rows // patch) * (columns // patch)
     sizes = {"embedding": (patch**2 * channels, width)}
     for i in range(depth):
@@ -189,58 +123,29 @@ def vit(
 
     def init(key: jax.Array) -> Params:
         layer_key, position_key = jax.random.split(key)
-        params = _init_layers(layer_key, sizes)
+        params = init_layers(layer_key, sizes)
         positions = 0.5 * jax.random.normal(position_key, (tokens, width))
         params["tokens"] = {"class": jnp.zeros(width), "positions": positions}
         for i in range(depth):
-            params[f"block_{i}_norm_1"] = _init_norm(width)
-            params[f"block_{i}_norm_2"] = _init_norm(width)
-        params["norm"] = _init_norm(width)
+            params[f"block_{i}_norm_1"] = init_norm(width)
+            params[f"block_{i}_norm_2"] = init_norm(width)
+        params["norm"] = init_norm(width)
         return params
 
     def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        layer, layer_inputs = _tapped(params, taps)
+        layer, layer_inputs = tapped(params, taps)
         patches = _patches(_images("vit", inputs, image_shape), patch, patch)
         embedded = layer("embedding", _flat(patches, -3, -1))
         first = jnp.broadcast_to(params["tokens"]["class"], (*inputs.shape[:-1], 1, width))
         signal = jnp.concatenate([first, embedded], axis=-2) + params["tokens"]["positions"]
         for i in range(depth):
-            qkv = layer(f"block_{i}_qkv", _norm(params[f"block_{i}_norm_1"], signal))
-            signal += layer(f"block_{i}_projection", _attention(qkv, heads))
-            hidden = layer(f"block_{i}_mlp_1", _norm(params[f"block_{i}_norm_2"], signal))
+            qkv = layer(f"block_{i}_qkv", layer_norm(params[f"block_{i}_norm_1"], signal))
+            signal += layer(f"block_{i}_projection", attention(*split_heads(qkv, heads)))
+            hidden = layer(f"block_{i}_mlp_1", layer_norm(params[f"block_{i}_norm_2"], signal))
             signal += layer(f"block_{i}_mlp_2", jax.nn.gelu(hidden))
-        return layer("head", _norm(params["norm"], signal[..., 0, :])), layer_inputs
+        return layer("head", layer_norm(params["norm"], signal[..., 0, :])), layer_inputs
 
     return Model(init, forward, tuple(sizes))
-
-
-def init_dense(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    """A dense layer's arrays: LeCun-normal weight ``(inputs, outputs)``, zero bias."""
-    truncated = jax.random.truncated_normal(key, -2, 2, (inputs * outputs,))
-    spread = (1 / inputs) ** 0.5 / STANDARD_DEVIATION_WITHIN_TWO
-    weight = truncated.reshape(inputs, outputs) * spread
-    return {"weight": weight, "bias": jnp.zeros(outputs)}
-
-
-def dense(layer: dict[str, jax.Array], inputs: Any) -> Any:
-    """``inputs @ weight + bias``, ``(..., in)`` to ``(..., out)``."""
-    return inputs @ layer["weight"] + layer["bias"]
-
-
-def _init_layers(key: jax.Array, sizes: dict[str, tuple[int, int]]) -> Params:
-    keys = jax.random.split(key, len(sizes))
-    return {name: init_dense(key, *size) for key, (name, size) in zip(keys, sizes.items())}
-
-
-def _tapped(params: Params, taps: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
-    """``layer(name, inputs) -> outputs``, dense with its tap, and the inputs it is given."""
-    layer_inputs = {}
-
-    def layer(name: str, inputs: Any) -> Any:
-        layer_inputs[name] = inputs
-        return dense(params[name], inputs) + taps.get(name, 0)
-
-    return layer, layer_inputs
 
 
 def _image_shape(model: str, image_shape: Sequence[int]) -> Sequence[int]:
@@ -282,23 +187,3 @@ def _flat(array: Any, start: int, stop: int | None = None) -> Any:
     """The axes from ``start`` to before ``stop`` made one."""
     after = () if stop is None else array.shape[stop:]
     return array.reshape(*array.shape[:start], -1, *after)
-
-
-def _attention(qkv: Any, heads: int) -> Any:
-    """Softmax attention, ``(..., tokens, 3 width)`` to ``(..., tokens, width)``."""
-    parts = qkv.reshape(*qkv.shape[:-1], 3, heads, -1)
-    queries, keys, values = jnp.moveaxis(parts, -3, 0)
-    scores = jnp.einsum("...qhd,...khd->...hqk", queries, keys) / queries.shape[-1] ** 0.5
-    mixed = jnp.einsum("...hqk,...khd->...qhd", jax.nn.softmax(scores), values)
-    return mixed.reshape(*qkv.shape[:-1], -1)
-
-
-def _init_norm(width: int) -> dict[str, jax.Array]:
-    return {"scale": jnp.ones(width), "shift": jnp.zeros(width)}
-
-
-def _norm(layer: dict[str, jax.Array], inputs: Any) -> Any:
-    """Each token with mean 0 and variance 1, scaled and shifted."""
-    centred = inputs - jnp.mean(inputs, axis=-1, keepdims=True)
-    variance = jnp.mean(centred**2, axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + 1e-6) * layer["scale"] + layer["shift"]

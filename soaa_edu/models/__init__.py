@@ -1,0 +1,8 @@
+"""Networks as (init, forward) pairs that show where their dense layers are."""
+
+from soaa_edu.models.language import decoder, encoder
+from soaa_edu.models.layers import Model, Params, dense, init_dense
+from soaa_edu.models.mlp import mlp
+from soaa_edu.models.vision import cnn, vit
+
+__all__ = ["Model", "Params", "cnn", "decoder", "dense", "encoder", "init_dense", "mlp", "vit"]

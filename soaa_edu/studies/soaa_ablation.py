@@ -1,0 +1,335 @@
+"""SOAA taken apart: what each of its parts changes (claims A6 and A7).
+
+SOAA, itself with dt = 1 (γ = 0), with the other readings of the variance and of the Fisher, with
+other γ, TAdam and Adam, each with its learning rate tuned on the same nine tries. Two more methods
+take over what SOAA had tuned: Adam with the dt that SOAA recorded on the same run, in which nothing
+but the Fisher differs, and Adam with the dt that SOAA recorded on another seed, in which dt no
+longer follows the loss.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.optimizers import Optimizer, first_order, soaa, tadam
+from soaa_edu.studies.networks import NETWORKS, Size, Task, task
+from soaa_edu.studies.runs import (
+    grid_around,
+    middles,
+    training_run,
+    tuned_runs,
+)
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.training import train
+
+TITLE = "What each part of SOAA changes"
+CLAIMS = ("A6", "A7")
+LEAST_SEEDS = 3
+SHARE = 0.01
+CHECKPOINTS = 10
+LEARNING_RATE = 4e-3
+GRID_RATIO = 2.0
+METHODS: dict[str, dict[str, Any]] = {
+    "soaa": {"label": "SOAA", "color": plotting.VERMILLION},
+    "still": {"label": "SOAA, dt = 1", "color": plotting.BLUE},
+    "adam": {"label": "Adam", "color": plotting.BLACK},
+    "scheduled": {"label": "Adam with SOAA's dt", "color": plotting.GREEN},
+    "borrowed": {"label": "Adam with another run's dt", "color": plotting.PURPLE},
+    "sherman_morrison": {"label": "SOAA, Sherman-Morrison", "color": plotting.ORANGE},
+    "second_moment": {"label": "SOAA, v = s", "color": plotting.SKY},
+    "gamma_low": {"label": "SOAA, γ = 0.05", "color": plotting.BLUE, "linestyle": ":"},
+    "gamma_high": {"label": "SOAA, γ = 0.75", "color": plotting.BLUE, "linestyle": "--"},
+    "tadam": {"label": "TAdam", "color": plotting.YELLOW},
+}
+"""How each method looks in every picture."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "soaa": {},
+    "still": {"gamma": 0.0},
+    "sherman_morrison": {"fisher": "sherman_morrison"},
+    "second_moment": {"variance": "second_moment"},
+    "gamma_low": {"gamma": 0.05},
+    "gamma_high": {"gamma": 0.75},
+}
+TUNED = (*VARIANTS, "tadam", "adam")
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    networks: tuple[str, ...]
+    size: dict[str, Any]
+    tuning_values: int
+    seeds: int
+    budget: str
+
+
+SCALES = {
+    "quick": Settings(
+        ("mlp", "decoder"),
+        Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1)._asdict(),
+        1,
+        3,
+        "1 min",
+    ),
+    "laptop": Settings(
+        ("mlp", "decoder"),
+        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        9,
+        5,
+        "30 min",
+    ),
+    "gpu": Settings(
+        tuple(NETWORKS),
+        Size(None, 20, 512, (1024, 1024), 100_000_000, 256, 64, 512, 8)._asdict(),
+        9,
+        5,
+        "not measured",
+    ),
+}
+
+
+def build(method: str, given: Task, learning_rate: Any) -> Optimizer:
+    """One of the tuned methods."""
+    if method == "adam":
+        return first_order(given.objective, optax.adam(learning_rate))
+    if method == "tadam":
+        return first_order(given.objective, tadam(learning_rate, total_steps=given.steps))
+    return first_order(
+        given.objective, soaa(learning_rate, total_steps=given.steps, **VARIANTS[method])
+    )
+
+
+def adam_on_schedule(given: Task, learning_rate: float, scales: Any) -> Optimizer:
+    """Adam whose step number t is ``scales[t]`` times as long."""
+    scales = jnp.asarray(scales, jnp.float32)
+    return first_order(given.objective, optax.adam(lambda count: learning_rate * scales[count]))
+
+
+def recorded_scales(given: Task, learning_rate: float, seed: int) -> np.ndarray:
+    """The dt with which SOAA took each step of a run."""
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    optimizer = build("soaa", given, learning_rate)
+    history = train(
+        optimizer,
+        optimizer.objective.model.init(init_key),
+        given.data,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        key=train_key,
+        evaluate=False,
+        progress=False,
+    )
+    return np.concatenate([[1.0], history.info["trust_scale"][:-1]])
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """One cell for each method on each network; SOAA's holds the two that take over its dt."""
+    found: dict[str, Callable[[], Any]] = {}
+    for network in settings.networks:
+        given = task(network, Size(**settings.size))
+        for method in TUNED:
+            measure = _soaa_and_its_schedule if method == "soaa" else _tuned
+            found[f"{method}_on_{network}"] = partial(measure, method, given, settings)
+    return found
+
+
+def _tuned(method: str, given: Task, settings: Settings) -> dict[str, Any]:
+    return tuned_runs(
+        partial(build, method, given),
+        grid_around(LEARNING_RATE, GRID_RATIO, settings.tuning_values),
+        given.data,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        seeds=settings.seeds,
+        last=given.steps // CHECKPOINTS,
+    )
+
+
+def _soaa_and_its_schedule(method: str, given: Task, settings: Settings) -> dict[str, Any]:
+    found = _tuned(method, given, settings)
+    learning_rate = found["search"]["best"]
+    scales = [recorded_scales(given, learning_rate, seed) for seed in range(settings.seeds)]
+    others = [*scales[1:], scales[0]]
+
+    def runs(schedules: list[np.ndarray]) -> list[dict[str, Any]]:
+        return [
+            training_run(
+                adam_on_schedule(given, learning_rate, schedule),
+                seed,
+                given.data,
+                given.epochs,
+                given.batch_size,
+                given.steps // CHECKPOINTS,
+            )
+            for seed, schedule in enumerate(schedules)
+        ]
+
+    return {**found, "scheduled": runs(scales), "borrowed": runs(others), "dt": scales}
+
+
+def networks_of(results: dict) -> list[str]:
+    """The networks that these results are about."""
+    return [name for name in NETWORKS if f"soaa_on_{name}" in results["cells"]]
+
+
+def over_runs(results: dict, method: str, network: str, key: str) -> np.ndarray:
+    """A method's numbers, seeds along the first axis."""
+    if method in TUNED:
+        runs = results["cells"][f"{method}_on_{network}"]["runs"]
+    else:
+        runs = results["cells"][f"soaa_on_{network}"][method]
+    return np.array([run[key] for run in runs], float)
+
+
+def told(results: dict, method: str, network: str, name: str) -> np.ndarray:
+    """What a method told along its runs, means over stretches of steps, ``(seeds, points)``."""
+    runs = results["cells"][f"{method}_on_{network}"]["runs"]
+    return np.array([run["info"][name] for run in runs], float)
+
+
+def lower_loss(results: dict, network: str, rival: str) -> Part:
+    """Whether SOAA ends below a rival: the mean log ratio of their losses, seed by seed."""
+    losses = [over_runs(results, m, network, "final_loss") for m in ("soaa", rival)]
+    return Part(
+        f"log of SOAA's loss over that of {METHODS[rival]['label']}, {NETWORKS[network]}",
+        *interval(np.log(losses[0]) - np.log(losses[1])),
+        threshold=0.0,
+        above=False,
+    )
+
+
+def roughness(results: dict, method: str, network: str) -> np.ndarray:
+    """Root mean square change of the loss from a stretch to the next, over the second half."""
+    loss = over_runs(results, method, network, "loss")
+    return np.sqrt(np.mean(np.diff(loss[:, loss.shape[1] // 2 :]) ** 2, axis=1))
+
+
+def steadier(results: dict, network: str) -> Part:
+    """Whether the loss jumps less than with dt = 1."""
+    rough = [roughness(results, method, network) for method in ("soaa", "still")]
+    return Part(
+        f"log of SOAA's roughness over that with dt = 1, {NETWORKS[network]}",
+        *interval(np.log(rough[0]) - np.log(rough[1])),
+        threshold=0.0,
+        above=False,
+    )
+
+
+def share_part(results: dict, network: str, method: str) -> Part:
+    """Whether the Fisher decides in more than a hundredth of all coordinates and steps."""
+    share = told(results, method, network, "curvature_share").mean(axis=1)
+    return Part(
+        f"share of coordinates in which the Fisher decides, {METHODS[method]['label']}, "
+        f"{NETWORKS[network]}",
+        *interval(share),
+        threshold=SHARE,
+    )
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """A6 and A7."""
+    networks = networks_of(results)
+    seeds = len(results["cells"][f"soaa_on_{networks[0]}"]["runs"])
+    losses = [
+        f"{NETWORKS[n]}: "
+        + ", ".join(
+            f"{style['label']} {mean_and_spread(over_runs(results, m, n, 'final_loss'), 4)}"
+            for m, style in METHODS.items()
+        )
+        for n in networks
+    ]
+    gains = [lower_loss(results, n, rival) for n in networks for rival in ("still", "borrowed")]
+    return [
+        judge(
+            "A6",
+            [*gains, *(steadier(results, n) for n in networks)],
+            seeds=seeds,
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds",
+            notes=losses,
+        ),
+        judge(
+            "A7",
+            [share_part(results, n, m) for n in networks for m in ("soaa", "sherman_morrison")],
+            seeds=seeds,
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds",
+            notes=[str(lower_loss(results, n, "scheduled")) for n in networks],
+        ),
+    ]
+
+
+def rows(results: dict, network: str) -> list[dict[str, str]]:
+    """Tuned learning rate, final losses and roughness of every variant."""
+    found = []
+    for method, style in METHODS.items():
+        cell = results["cells"][f"{method if method in TUNED else 'soaa'}_on_{network}"]
+        found.append(
+            {
+                "method": style["label"],
+                "learning rate": f"{cell['search']['best']:.2g}",
+                "loss": mean_and_spread(over_runs(results, method, network, "final_loss"), 4),
+                "SOAA below it": ""
+                if method == "soaa"
+                else str(lower_loss(results, network, method)).split(":")[0],
+                "roughness": f"{roughness(results, method, network).mean():.4f}",
+            }
+        )
+    return found
+
+
+def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
+    """dt of one run step by step, its mean over seeds, and its two bounds."""
+    scales = np.array(results["cells"][f"soaa_on_{network}"]["dt"])
+    steps = scales.shape[1]
+    axes.plot(scales[0], color=plotting.VERMILLION, linewidth=0.4, alpha=0.6, label="dt, one run")
+    smooth = plotting.binned(scales, min(steps, 40))
+    x = middles(smooth.shape[1]) * steps
+    plotting.band(axes, x, smooth, label="dt, means", color=plotting.BLACK)
+    for name, text in (("trust_scale_low", "lower bound"), ("trust_scale_high", "upper bound")):
+        bound = told(results, "soaa", network, name)[0]
+        x = middles(len(bound)) * steps
+        axes.plot(x, bound, color=plotting.BLUE, linestyle="--", label=text)
+    axes.set(xlabel="step", ylabel="dt", title=NETWORKS[network])
+
+
+def draw_share(axes: Axes, results: dict, network: str) -> None:
+    """Share of coordinates in which the Fisher decides, in both forms."""
+    for method in ("soaa", "sherman_morrison"):
+        share = told(results, method, network, "curvature_share")
+        steps = over_runs(results, method, network, "steps")[0]
+        plotting.band(axes, middles(share.shape[1]) * steps, share, **METHODS[method])
+    axes.set(xlabel="step", ylabel="share of coordinates with dt F > √ŝ", ylim=(-0.02, 1.02))
+
+
+def draw_losses(
+    axes: Axes, results: dict, network: str, methods: Any = ("adam", "still", "scheduled", "soaa")
+) -> None:
+    """Training loss against steps."""
+    for method in methods:
+        loss = plotting.binned(over_runs(results, method, network, "loss"), 2 * CHECKPOINTS)
+        steps = over_runs(results, method, network, "steps")[0]
+        plotting.band(axes, middles(loss.shape[1]) * steps, loss, **METHODS[method])
+    axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
+
+
+def figure(results: dict) -> Figure:
+    """dt and its bounds, the Fisher's share, and losses, a column for each network."""
+    networks = networks_of(results)
+    drawing, axes = plt.subplots(3, len(networks), figsize=(5 * len(networks), 9), squeeze=False)
+    for column, network in enumerate(networks):
+        draw_trust_scale(axes[0, column], results, network)
+        draw_share(axes[1, column], results, network)
+        draw_losses(axes[2, column], results, network)
+    for row in axes:
+        row[-1].legend(fontsize=8)
+    return drawing

@@ -1,0 +1,287 @@
+"""What a step of SOAA costs beside Adam's: time and memory against n, fused and not (A1 and A5).
+
+The update alone is timed on one long vector of n parameters. On the three networks of the race it
+is timed compiled as one program ("fused") and one array operation at a time; a training step is a
+compiled gradient and either update.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.optimizers import soaa
+from soaa_edu.studies.networks import NETWORKS, Size, task
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
+from soaa_edu.timing import both_ways
+
+TITLE = "What a step of SOAA costs"
+CLAIMS = ("A1", "A5")
+LEAST_REPEATS = 3
+LINEAR = 1.1
+COPIES = 3.5
+LEVEL = 1.1
+METHODS: dict[str, dict[str, Any]] = {
+    "adam": {"label": "Adam", "color": plotting.BLACK},
+    "adamw": {"label": "AdamW", "color": plotting.SKY, "linestyle": "--"},
+    "soaa": {"label": "SOAA", "color": plotting.VERMILLION},
+}
+"""How each method looks in every picture."""
+TOTAL_STEPS = 1000
+OUT_OF_CACHE = 10**6
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    networks: tuple[str, ...]
+    size: dict[str, Any]
+    parameters: tuple[int, ...]
+    repeats: int
+    budget: str
+
+
+SCALES = {
+    "quick": Settings(
+        ("mlp", "decoder"),
+        Size(512, 1, 128, (32,), 4096, 32, 16, 16, 1)._asdict(),
+        (10**4, 10**5, 10**6, 3 * 10**6),
+        5,
+        "30 s",
+    ),
+    "laptop": Settings(
+        tuple(NETWORKS),
+        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        (10**4, 10**5, 10**6, 10**7, 10**8),
+        10,
+        "3 min",
+    ),
+    "gpu": Settings(
+        tuple(NETWORKS),
+        Size(None, 20, 512, (1024, 1024), 1_000_000, 256, 64, 512, 8)._asdict(),
+        (10**4, 10**5, 10**6, 10**7, 10**8, 10**9),
+        20,
+        "not measured",
+    ),
+}
+
+
+def transformation(method: str) -> Any:
+    """One of the three, with a learning rate that changes no timing."""
+    if method == "soaa":
+        return soaa(1e-3, total_steps=TOTAL_STEPS)
+    return optax.adam(1e-3) if method == "adam" else optax.adamw(1e-3)
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """One cell for each number of parameters and one for each network."""
+    found: dict[str, Callable[[], Any]] = {
+        f"update_{n}": partial(_updates, n, settings.repeats) for n in settings.parameters
+    }
+    for network in settings.networks:
+        found[f"ways_on_{network}"] = partial(_ways, network, settings)
+    return found
+
+
+def _updates(n: int, repeats: int) -> dict[str, Any]:
+    """Seconds of a compiled update of n parameters in turn, and bytes of state."""
+    steps = max(2, 10**6 // n)
+    gradient = jnp.asarray(np.random.default_rng(0).normal(size=n), jnp.float32)
+    seconds: dict[str, list[float]] = {}
+    state_bytes = {}
+    for method in METHODS:
+        program, state = _many_updates(transformation(method), gradient, steps)
+        state_bytes[method] = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        carry = (jnp.zeros(n), state)
+        seconds[method] = []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            carry = jax.block_until_ready(program(carry, gradient))
+            seconds[method].append((time.perf_counter() - began) / steps)
+    return {
+        "seconds": {method: values[1:] for method, values in seconds.items()},
+        "state_bytes": state_bytes,
+        "parameter_bytes": gradient.nbytes,
+    }
+
+
+def _many_updates(rule: Any, gradient: Any, steps: int) -> tuple[Callable, Any]:
+    takes_loss = isinstance(rule, optax.GradientTransformationExtraArgs)
+    extra = {"value": jnp.ones(())} if takes_loss else {}
+
+    def update(carry: tuple, _: Any) -> tuple[tuple, None]:
+        params, state = carry
+        updates, state = rule.update(gradient + 1e-3 * params, state, params, **extra)
+        return (optax.apply_updates(params, updates), state), None
+
+    def loop(carry: tuple, gradient: Any) -> tuple:
+        return jax.lax.scan(update, carry, None, length=steps)[0]
+
+    return jax.jit(loop, donate_argnums=0), rule.init(gradient)
+
+
+def _ways(network: str, settings: Settings) -> dict[str, Any]:
+    """Seconds of the gradient, and of every method's update both ways."""
+    given = task(network, Size(**settings.size))
+    params = given.init()
+    batch = jax.tree.map(lambda array: jnp.asarray(array[: given.batch_size]), given.data.train)
+    gradient = jax.jit(jax.grad(given.objective))
+    gradients = gradient(params, batch)
+    of_gradient = []
+    for _ in range(settings.repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(gradient(params, batch))
+        of_gradient.append(time.perf_counter() - began)
+    ways = {
+        method: both_ways(transformation(method), params, gradients, repeats=settings.repeats)
+        for method in METHODS
+    }
+    return {
+        "gradient": of_gradient[1:],
+        **{method: timed._asdict() for method, timed in ways.items()},
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+    }
+
+
+def numbers_of_parameters(results: dict) -> list[int]:
+    """Every n that was timed, ascending."""
+    return sorted(int(name[7:]) for name in results["cells"] if name.startswith("update_"))
+
+
+def seconds_of_updates(results: dict, method: str) -> np.ndarray:
+    """Seconds of an update, ``(numbers of parameters, repeats)``."""
+    cells = [results["cells"][f"update_{n}"] for n in numbers_of_parameters(results)]
+    return np.array([cell["seconds"][method] for cell in cells])
+
+
+def exponents(results: dict, method: str) -> np.ndarray:
+    """The slope of log seconds against log n where the caches are too small, for each repeat."""
+    n = np.array(numbers_of_parameters(results))
+    large = n >= OUT_OF_CACHE
+    seconds = seconds_of_updates(results, method)[large]
+    return np.polyfit(np.log(n[large]), np.log(seconds), 1)[0]
+
+
+def training_seconds(results: dict, network: str, method: str, way: str) -> np.ndarray:
+    """Seconds of a compiled gradient and an update in one of the two ways, for each repeat."""
+    cell = results["cells"][f"ways_on_{network}"]
+    return np.array(cell["gradient"]) + np.array(cell[method][way])
+
+
+def networks_of(results: dict) -> list[str]:
+    """The networks that these results are about."""
+    return [name for name in NETWORKS if f"ways_on_{name}" in results["cells"]]
+
+
+def _ratio_part(results: dict, network: str, rival: str, way: str, threshold: float) -> Part:
+    ratio = training_seconds(results, network, "soaa", way) / np.median(
+        training_seconds(results, network, rival, way)
+    )
+    how = "fused" if way == "fused" else "one operation at a time"
+    return Part(
+        f"a step of SOAA over one of {METHODS[rival]['label']}, {how}, {NETWORKS[network]}",
+        *interval(ratio),
+        threshold=threshold,
+        above=False,
+    )
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """A1 and A5."""
+    n = numbers_of_parameters(results)
+    cells = [results["cells"][f"update_{size}"] for size in n]
+    copies = [cell["state_bytes"]["soaa"] / cell["parameter_bytes"] for cell in cells]
+    update = np.median(seconds_of_updates(results, "soaa"), axis=1)
+    of_adam = np.median(seconds_of_updates(results, "adam"), axis=1)
+    ratios = [f"{size:.0e}: {ratio:.1f}" for size, ratio in zip(n, update / of_adam)]
+    repeats = seconds_of_updates(results, "soaa").shape[1]
+    most = max(copies)
+    mixed = []
+    for network in networks_of(results):
+        fused = np.median(training_seconds(results, network, "soaa", "fused"))
+        one_by_one = np.median(training_seconds(results, network, "adam", "one_by_one"))
+        mixed.append(
+            "a step of SOAA, fused, over one of Adam, one operation at a time, "
+            f"{NETWORKS[network]}: {fused / one_by_one:.2f}"
+        )
+    return [
+        judge(
+            "A1",
+            [
+                Part(
+                    "exponent of n in the seconds of an update",
+                    *interval(exponents(results, "soaa")),
+                    threshold=LINEAR,
+                    above=False,
+                ),
+                Part("bytes of state over those of the parameters", most, most, COPIES, False),
+            ],
+            seeds=repeats,
+            least_seeds=LEAST_REPEATS,
+            settled_by="larger n",
+            notes=["SOAA's update over Adam's at n = " + ", ".join(ratios)],
+        ),
+        judge(
+            "A5",
+            [
+                _ratio_part(results, network, rival, way, threshold)
+                for way, threshold in (("one_by_one", 1.0), ("fused", LEVEL))
+                for network in networks_of(results)
+                for rival in ("adam", "adamw")
+            ],
+            seeds=repeats,
+            least_seeds=LEAST_REPEATS,
+            settled_by="a quieter machine",
+            notes=mixed,
+        ),
+    ]
+
+
+def draw_updates(axes: Axes, results: dict) -> None:
+    """Seconds of an update against n, with a line of slope one."""
+    n = np.array(numbers_of_parameters(results))
+    for method, style in METHODS.items():
+        axes.plot(n, np.median(seconds_of_updates(results, method), axis=1), marker="o", **style)
+    last = np.median(seconds_of_updates(results, "soaa")[-1])
+    axes.plot(n, last * n / n[-1], color="0.6", linestyle=":", label="proportional to n")
+    axes.set(xlabel="parameters n", ylabel="seconds of an update", xscale="log", yscale="log")
+    axes.legend()
+
+
+def draw_ways(axes: Axes, results: dict) -> None:
+    """Milliseconds of a training step, fused and one operation at a time, on each network."""
+    networks = networks_of(results)
+    places = np.arange(len(networks))
+    for k, (method, style) in enumerate(METHODS.items()):
+        for way, marker in (("one_by_one", "o"), ("fused", "s")):
+            seconds = [np.median(training_seconds(results, n, method, way)) for n in networks]
+            label = f"{style['label']}, {'fused' if way == 'fused' else 'one by one'}"
+            axes.plot(
+                places + 0.15 * (k - 1),
+                1e3 * np.array(seconds),
+                marker,
+                color=style["color"],
+                label=label,
+                fillstyle="full" if way == "fused" else "none",
+            )
+    axes.set_xticks(places, [NETWORKS[network].split()[0].rstrip(",") for network in networks])
+    axes.set(xlabel="network", ylabel="ms of a training step", xlim=(-0.5, len(networks) - 0.5))
+    axes.set_yscale("log")
+    axes.legend(fontsize=8)
+
+
+def figure(results: dict) -> Figure:
+    """The update against n, and training steps in both ways."""
+    drawing, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    draw_updates(axes[0], results)
+    draw_ways(axes[1], results)
+    return drawing

@@ -1,0 +1,415 @@
+"""SOAA against Adam, AdamW, 8-bit Adam, GaLore, K-FAC and Shampoo (claims A2-A4, A8 and A10).
+
+An MLP, an encoder and a decoder, small enough for a laptop. Every method has one number to tune,
+the damping for K-FAC and the learning rate for the others, on the same nine tries and a seed of its
+own; all else is its library's default, but for GaLore's rank, a quarter of the network's width, and
+for Shampoo's and K-FAC's block of settings from the race at large batches. Learning rates are
+constant, as in the paper; Adam with a cosine schedule stands beside them, since SOAA's trust region
+brings a schedule of its own.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.optimizers import (
+    Optimizer,
+    adam_8bit,
+    first_order,
+    galore,
+    kfac,
+    shampoo,
+    soaa,
+)
+from soaa_edu.studies.networks import NETWORKS, Size, Task, task
+from soaa_edu.studies.runs import grid_around, middles, tuned_runs
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+
+TITLE = "SOAA against Adam and its relatives"
+CLAIMS = ("A2", "A3", "A4", "A8", "A10")
+LEAST_SEEDS = 3
+NO_WORSE = 0.01
+SAVED = 0.70
+CHECKPOINTS = 10
+RIVALS = ("adam", "adamw")
+FRUGAL = ("adam_8bit", "galore")
+WEIGHT_DECAY = 0.01
+KFAC_LEARNING_RATE = 0.1
+KFAC_CLIP = 1e-2
+METHODS: dict[str, dict[str, Any]] = {
+    "adam": {"label": "Adam", "color": plotting.BLACK},
+    "adamw": {"label": "AdamW", "color": plotting.BLACK, "linestyle": ":"},
+    "cosine": {"label": "Adam, cosine schedule", "color": plotting.BLACK, "linestyle": "--"},
+    "soaa": {"label": "SOAA", "color": plotting.VERMILLION},
+    "adam_8bit": {"label": "8-bit Adam", "color": plotting.SKY},
+    "galore": {"label": "GaLore", "color": plotting.GREEN},
+    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
+    "shampoo": {"label": "Shampoo", "color": plotting.PURPLE},
+}
+"""How each method looks in every picture."""
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    networks: tuple[str, ...]
+    size: dict[str, Any]
+    tuning_values: int
+    seeds: int
+    timed_steps: int
+    budget: str
+
+
+SCALES = {
+    "quick": Settings(
+        ("mlp", "decoder"),
+        Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1)._asdict(),
+        1,
+        3,
+        8,
+        "2 min",
+    ),
+    "laptop": Settings(
+        tuple(NETWORKS),
+        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        9,
+        5,
+        20,
+        "1 h",
+    ),
+    "gpu": Settings(
+        tuple(NETWORKS),
+        Size(None, 20, 512, (1024, 1024), 100_000_000, 256, 64, 512, 8)._asdict(),
+        9,
+        5,
+        100,
+        "not measured",
+    ),
+}
+MIDDLES = dict.fromkeys(METHODS, 4e-3) | {"kfac": 0.03}
+GRID_RATIO = 2.0
+
+
+def transformation(method: str, value: Any, steps: int, rank: int) -> Any:
+    """A first-order method with its learning rate, for a run of ``steps``."""
+    schedule = optax.cosine_decay_schedule(1.0, steps)
+    made: dict[str, Callable[[], Any]] = {
+        "adam": lambda: optax.adam(value),
+        "adamw": lambda: optax.adamw(value, weight_decay=WEIGHT_DECAY),
+        "cosine": lambda: optax.adam(lambda count: value * schedule(count)),
+        "soaa": lambda: soaa(value, total_steps=steps),
+        "adam_8bit": lambda: adam_8bit(value),
+        "galore": lambda: galore(value, rank=rank, refresh_every=50),
+        "shampoo": lambda: shampoo(value),
+    }
+    return made[method]()
+
+
+def build(method: str, given: Task, value: Any) -> Optimizer:
+    """A method with its tuned number: the damping of K-FAC, the learning rate of the others."""
+    if method == "kfac":
+        return kfac(
+            given.objective,
+            learning_rate=KFAC_LEARNING_RATE,
+            damping=value,
+            kl_clip=KFAC_CLIP,
+        )
+    return first_order(
+        given.objective, transformation(method, value, given.steps, _rank(given.objective.model))
+    )
+
+
+def _rank(model: Any) -> int:
+    """A quarter of what the first layer puts out."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return max(params[model.dense_layers[0]]["weight"].shape[1] // 4, 1)
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """One cell for each method on each network, and one for the costs on each network."""
+    tasks = {name: task(name, Size(**settings.size)) for name in settings.networks}
+    found: dict[str, Callable[[], Any]] = {}
+    for network, given in tasks.items():
+        for method in METHODS:
+            found[f"{method}_on_{network}"] = partial(_race, method, given, settings)
+    for network, given in tasks.items():
+        found[f"cost_on_{network}"] = partial(_costs, given, settings.timed_steps)
+    return found
+
+
+def _race(method: str, given: Task, settings: Settings) -> dict[str, Any]:
+    return tuned_runs(
+        partial(build, method, given),
+        grid_around(MIDDLES[method], GRID_RATIO, settings.tuning_values),
+        given.data,
+        epochs=given.epochs,
+        batch_size=given.batch_size,
+        seeds=settings.seeds,
+        last=given.steps // CHECKPOINTS,
+    )
+
+
+def _costs(given: Task, steps: int) -> dict[str, Any]:
+    """Seconds of a step for each of five repeats in turn, bytes of state and of peak memory."""
+    params = given.init()
+    batch = jax.tree.map(lambda array: jnp.asarray(array[: given.batch_size]), given.data.train)
+    optimizers = {method: build(method, given, MIDDLES[method]) for method in METHODS}
+    compiled = {m: _same_batch_again(o, params, batch, steps) for m, o in optimizers.items()}
+
+    def seconds(method: str) -> float:
+        state = optimizers[method].init(params)
+        began = time.perf_counter()
+        jax.block_until_ready(compiled[method](params, state, batch))
+        return (time.perf_counter() - began) / steps
+
+    rounds = [{method: seconds(method) for method in METHODS} for _ in range(6)][1:]
+    return {
+        "seconds_a_step": {method: [times[method] for times in rounds] for method in METHODS},
+        "bytes": {method: state_bytes(o, params) for method, o in optimizers.items()},
+        "peak_bytes": {method: peak_bytes(program) for method, program in compiled.items()},
+        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }
+
+
+def _same_batch_again(optimizer: Optimizer, params: Any, batch: Any, steps: int) -> Any:
+    """A compiled program of ``steps`` steps."""
+
+    def loop(params: Any, state: Any, batch: Any) -> tuple[Any, Any]:
+        def step(carry: tuple, key: Any) -> tuple[tuple, None]:
+            params, state, _ = optimizer.step(carry[0], carry[1], batch, key)
+            return (params, state), None
+
+        keys = jax.random.split(jax.random.key(0), steps)
+        return jax.lax.scan(step, (params, state), keys)[0]
+
+    return jax.jit(loop).lower(params, optimizer.init(params), batch).compile()
+
+
+def state_bytes(optimizer: Optimizer, params: Any) -> int:
+    """What the state of an optimizer takes in memory."""
+    shapes = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+
+def peak_bytes(program: Any) -> int:
+    """What XLA plans to hold at most while a compiled program runs."""
+    plan = program.memory_analysis()
+    return int(plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes)
+
+
+def networks_of(results: dict) -> list[str]:
+    """The networks that these results are about."""
+    return [name for name in NETWORKS if f"adam_on_{name}" in results["cells"]]
+
+
+def over_runs(results: dict, method: str, network: str, key: str) -> np.ndarray:
+    """A tuned method's numbers, seeds along the first axis."""
+    runs = results["cells"][f"{method}_on_{network}"]["runs"]
+    return np.array([run[key] for run in runs], float)
+
+
+def checkpoints(results: dict, method: str, network: str) -> np.ndarray:
+    """Means of the training loss over tenths of the run, ``(seeds, checkpoints)``."""
+    return plotting.binned(over_runs(results, method, network, "loss"), CHECKPOINTS)
+
+
+def label(method: str) -> str:
+    """What a method is called in the book."""
+    return METHODS[method]["label"]
+
+
+def lower_loss(
+    results: dict, network: str, method: str, rival: str, threshold: float = 0.0
+) -> Part:
+    """Whether a method ends below a rival: the mean log ratio of their losses, seed by seed."""
+    losses = [over_runs(results, m, network, "final_loss") for m in (method, rival)]
+    return Part(
+        f"log of {label(method)}'s loss over {label(rival)}'s, {NETWORKS[network]}",
+        *interval(np.log(losses[0]) - np.log(losses[1])),
+        threshold=threshold,
+        above=False,
+    )
+
+
+def less_spread(results: dict, network: str, rival: str) -> Part:
+    """Whether SOAA's seeds lie closer together than a rival's.
+
+    The log ratio of standard deviations, a mean over checkpoints; the interval is that of a single
+    checkpoint (an F distribution), as if all moved together.
+    """
+    spreads = [
+        np.log(checkpoints(results, method, network).std(axis=0, ddof=1))
+        for method in ("soaa", rival)
+    ]
+    estimate = np.mean(spreads[0] - spreads[1])
+    freedom = len(over_runs(results, "soaa", network, "final_loss")) - 1
+    half = 0.5 * np.log(scipy.stats.f.ppf(0.975, freedom, freedom)) if freedom else np.inf
+    return Part(
+        f"log of SOAA's spread over {label(rival)}'s, {NETWORKS[network]}",
+        float(estimate - half),
+        float(estimate + half),
+        threshold=0.0,
+        above=False,
+    )
+
+
+def exactly(says: str, value: float, threshold: float, above: bool) -> Part:
+    """A part whose statistic has no error, such as a number of bytes."""
+    return Part(says, value, value, threshold, above)
+
+
+def bytes_ratio(results: dict, network: str, key: str, method: str, rival: str) -> float:
+    """Bytes of one method over those of another."""
+    costs = results["cells"][f"cost_on_{network}"][key]
+    return costs[method] / costs[rival]
+
+
+def seconds_ratio(results: dict, network: str, method: str, rival: str) -> np.ndarray:
+    """Seconds of a step of one method over those of another, one for each timed repeat."""
+    seconds = results["cells"][f"cost_on_{network}"]["seconds_a_step"]
+    return np.array(seconds[method]) / np.array(seconds[rival])
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """A2, A3, A4, A8 and A10."""
+    networks = networks_of(results)
+    seeds = len(results["cells"][f"soaa_on_{networks[0]}"]["runs"])
+    more_seeds = "more seeds"
+
+    def verdict(claim: str, parts: Sequence[Part], notes: Sequence[str] = ()) -> Verdict:
+        return judge(
+            claim,
+            parts,
+            seeds=seeds,
+            least_seeds=LEAST_SEEDS,
+            settled_by=more_seeds,
+            notes=notes,
+        )
+
+    def against(rivals: Sequence[str]) -> list[Part]:
+        return [lower_loss(results, n, "soaa", rival) for n in networks for rival in rivals]
+
+    losses = [
+        f"{NETWORKS[n]}: "
+        + ", ".join(
+            f"{label(m)} {mean_and_spread(over_runs(results, m, n, 'final_loss'), 3)}"
+            for m in METHODS
+        )
+        for n in networks
+    ]
+    memory = [
+        exactly(
+            f"SOAA's state over {label(rival)}'s, {NETWORKS[n]}",
+            bytes_ratio(results, n, "bytes", "soaa", rival),
+            1.0,
+            above=True,
+        )
+        for n in networks
+        for rival in FRUGAL
+    ]
+    transformers = [n for n in networks if n != "mlp"]
+    alike = [lower_loss(results, n, "soaa", "adam", NO_WORSE) for n in transformers]
+    return [
+        verdict("A2", against(RIVALS), losses),
+        verdict("A3", [less_spread(results, n, rival) for n in networks for rival in RIVALS]),
+        verdict("A4", [*against(FRUGAL), *memory]),
+        verdict("A8", alike),
+        verdict("A10", _eight_bits(results, networks)),
+    ]
+
+
+def _eight_bits(results: dict, networks: Sequence[str]) -> list[Part]:
+    """State saved, time gained, and the peak memory of 8-bit Adam and GaLore beside SOAA's."""
+    parts = []
+    for n in networks:
+        saved = 1 - bytes_ratio(results, n, "bytes", "adam_8bit", "adam")
+        parts.append(exactly(f"state that 8 bits save, {NETWORKS[n]}", saved, SAVED, above=True))
+        faster = seconds_ratio(results, n, "adam", "adam_8bit")
+        parts.append(
+            Part(f"Adam's seconds over 8-bit Adam's, {NETWORKS[n]}", *interval(faster), 1.0)
+        )
+        for method in FRUGAL:
+            peak = bytes_ratio(results, n, "peak_bytes", method, "soaa")
+            says = f"peak memory of {label(method)} over SOAA's, {NETWORKS[n]}"
+            parts.append(exactly(says, peak, 1.0, above=False))
+    return parts
+
+
+def steps_to(results: dict, network: str, method: str, target: float) -> float:
+    """Steps until the mean loss over seeds is at a target, ``nan`` where it never is."""
+    loss = over_runs(results, method, network, "loss").mean(axis=0)
+    reached = np.flatnonzero(loss <= target)
+    if not len(reached):
+        return np.nan
+    return middles(len(loss))[reached[0]] * over_runs(results, method, network, "steps")[0]
+
+
+def rows(results: dict, network: str) -> list[dict[str, str]]:
+    """Loss, steps, seconds and memory of every method on a network."""
+    costs = results["cells"][f"cost_on_{network}"]
+    target = over_runs(results, "adam", network, "final_loss").mean()
+    found = []
+    for method in METHODS:
+        steps = steps_to(results, network, method, target)
+        second = seconds_ratio(results, network, method, "adam")
+        search = results["cells"][f"{method}_on_{network}"]["search"]
+        found.append(
+            {
+                "method": label(method),
+                "tuned": f"{search['best']:.2g}",
+                "loss": mean_and_spread(over_runs(results, method, network, "final_loss"), 3),
+                "test loss": mean_and_spread(
+                    over_runs(results, method, network, "test_loss")[:, -1], 3
+                ),
+                "steps to Adam's loss": "never" if np.isnan(steps) else f"{steps:.0f}",
+                "Adam steps": f"{np.median(second):.2f}",
+                "state/params": f"{costs['bytes'][method] / costs['parameter_bytes']:.2f}",
+                "peak MB": f"{costs['peak_bytes'][method] / 1e6:.1f}",
+            }
+        )
+    return found
+
+
+def draw_losses(
+    axes: Axes, results: dict, network: str, methods: Sequence[str] = tuple(METHODS)
+) -> None:
+    """Training loss against steps, a band for the seeds."""
+    for method in methods:
+        loss = plotting.binned(over_runs(results, method, network, "loss"), 2 * CHECKPOINTS)
+        steps = over_runs(results, method, network, "steps")[0]
+        plotting.band(axes, middles(loss.shape[1]) * steps, loss, **METHODS[method])
+    axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=NETWORKS[network])
+
+
+def draw_spreads(axes: Axes, results: dict, network: str) -> None:
+    """Standard deviation over seeds at each checkpoint."""
+    for method in (*RIVALS, "soaa"):
+        spread = checkpoints(results, method, network).std(axis=0, ddof=1)
+        steps = over_runs(results, method, network, "steps")[0]
+        axes.plot(middles(CHECKPOINTS) * steps, spread, marker="o", **METHODS[method])
+    axes.set(xlabel="step", ylabel="standard deviation over seeds (nats)", yscale="log")
+
+
+def figure(results: dict) -> Figure:
+    """Losses above, spreads over seeds below, a column for each network."""
+    networks = networks_of(results)
+    drawing, axes = plt.subplots(
+        2, len(networks), figsize=(4.3 * len(networks) + 1, 7), squeeze=False
+    )
+    for column, network in enumerate(networks):
+        draw_losses(axes[0, column], results, network)
+        draw_spreads(axes[1, column], results, network)
+    axes[0, -1].legend(fontsize=8)
+    axes[1, -1].legend(fontsize=8)
+    return drawing
