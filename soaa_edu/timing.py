@@ -48,7 +48,7 @@ def both_ways(
     takes_loss = isinstance(transformation, optax.GradientTransformationExtraArgs)
     extra = {"value": np.float32(1)} if takes_loss else {}
 
-    def update(params: Any, state: Any) -> tuple[Any, Any]:
+    def update(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
         updates, state = transformation.update(gradients, state, params, **extra)
         return optax.apply_updates(params, updates), state
 
@@ -58,7 +58,7 @@ def both_ways(
     for _ in range(repeats + 1):
         for way, kept in zip(ways, seconds):
             began = time.perf_counter()
-            jax.block_until_ready(way(params, state))
+            jax.block_until_ready(way(params, state, gradients))
             kept.append(time.perf_counter() - began)
     one_by_one, fused = (np.array(kept[1:]) for kept in seconds)
     return BothWays(one_by_one, fused)

@@ -73,7 +73,7 @@ def adam_8bit(
 
     def init(params: Any) -> Adam8bitState:
         moment = jax.tree.map(_quantized_zeros, params)
-        return Adam8bitState(jnp.zeros((), jnp.int32), moment, moment)
+        return Adam8bitState(jnp.zeros((), jnp.int32), moment, optax.tree.zeros_like(moment))
 
     def update(
         gradients: Any, state: Adam8bitState, params: Any = None

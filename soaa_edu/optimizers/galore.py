@@ -77,7 +77,8 @@ def galore(
         matrices = optax.tree.zeros_like(jax.tree.map(_as_matrix, params))
         projections = jax.tree.map(lambda p: _before_the_first(p, rank), matrices)
         moment = jax.tree.map(_project, matrices, projections)
-        return GaloreState(jnp.zeros((), jnp.int32), projections, moment, moment)
+        second = optax.tree.zeros_like(moment)
+        return GaloreState(jnp.zeros((), jnp.int32), projections, moment, second)
 
     def update(gradients: Any, state: GaloreState, params: Any = None) -> tuple[Any, GaloreState]:
         steps = optax.safe_increment(state.steps)

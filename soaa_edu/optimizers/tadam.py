@@ -43,7 +43,8 @@ def tadam(
         pr ← α Σ (m̂ d - ½ v̂ d²)
 
     l̂_prev and pr are zero in the first step. A step without a loss leaves dt as it is, at first 1.
-    The public code updates v twice in a step; here it is updated once.
+    The public code updates v twice in a step and forgets m̂_prev; here v is updated once, with the
+    m̂ of the step before.
 
     Args:
         learning_rate: α, a number or an optax schedule.

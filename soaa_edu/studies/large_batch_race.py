@@ -24,6 +24,7 @@ from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soap
 from soaa_edu.studies.runs import grid_around, middles, tuned_runs
+from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, mean_and_spread
 from soaa_edu.training import train
 
@@ -196,11 +197,7 @@ def rows(results: dict, methods: Sequence[str] = tuple(METHODS)) -> list[dict[st
 
 def table(results: dict, methods: Sequence[str] = tuple(METHODS)) -> str:
     """The rows as text."""
-    lines = rows(results, methods)
-    widths = {key: max(len(key), *(len(line[key]) for line in lines)) for key in lines[0]}
-    heads = dict(zip(widths, widths))
-    texts = ("  ".join(f"{line[key]:{w}}" for key, w in widths.items()) for line in (heads, *lines))
-    return "\n".join(text.rstrip() for text in texts)
+    return as_text(rows(results, methods))
 
 
 def draw_losses(

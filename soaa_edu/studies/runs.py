@@ -217,8 +217,12 @@ def over_seeds(results: dict, method: str, key: str) -> np.ndarray:
 
 def final_loss(results: dict, method: str) -> np.ndarray:
     """Mean loss of the last epoch, one for each seed; a diverged run counts as 10."""
-    loss = over_seeds(results, method, "final_loss")
-    return np.minimum(np.nan_to_num(loss, nan=HIGHEST_LOSS), HIGHEST_LOSS)
+    return capped(over_seeds(results, method, "final_loss"))
+
+
+def capped(losses: np.ndarray) -> np.ndarray:
+    """Losses, of which those of diverged runs, and all above, count as 10."""
+    return np.minimum(np.nan_to_num(losses, nan=HIGHEST_LOSS), HIGHEST_LOSS)
 
 
 def final_accuracy(results: dict, method: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from soaa_edu import plotting
 from soaa_edu.optimizers import Optimizer, first_order, soaa, tadam
 from soaa_edu.studies.networks import NETWORKS, Size, Task, task
 from soaa_edu.studies.runs import (
+    capped,
     grid_around,
     middles,
     training_run,
@@ -82,10 +83,10 @@ SCALES = {
     ),
     "laptop": Settings(
         ("mlp", "decoder"),
-        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        Size(None, 3, 512, (256, 256), 204_800, 64, 16, 32, 2)._asdict(),
         9,
         5,
-        "30 min",
+        "20 min",
     ),
     "gpu": Settings(
         tuple(NETWORKS),
@@ -198,7 +199,7 @@ def told(results: dict, method: str, network: str, name: str) -> np.ndarray:
 
 def lower_loss(results: dict, network: str, rival: str) -> Part:
     """Whether SOAA ends below a rival: the mean log ratio of their losses, seed by seed."""
-    losses = [over_runs(results, m, network, "final_loss") for m in ("soaa", rival)]
+    losses = [capped(over_runs(results, m, network, "final_loss")) for m in ("soaa", rival)]
     return Part(
         f"log of SOAA's loss over that of {METHODS[rival]['label']}, {NETWORKS[network]}",
         *interval(np.log(losses[0]) - np.log(losses[1])),

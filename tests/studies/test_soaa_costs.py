@@ -1,0 +1,184 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from soaa_edu.studies import soaa_costs as study
+from soaa_edu.studies.networks import Size
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+from soaa_edu.timing import BothWays
+
+SIZES = (10**5, 10**6, 10**7, 10**8)
+TINY = Size(
+    images=32,
+    image_epochs=1,
+    image_batch=16,
+    hidden=(),
+    characters=64,
+    length=8,
+    text_batch=4,
+    width=8,
+    depth=1,
+)
+STEPS = {
+    "adam": {"one_by_one": 2.0, "fused": 1.0},
+    "adamw": {"one_by_one": 2.0, "fused": 1.0},
+    "soaa": {"one_by_one": 1.5, "fused": 1.0},
+}
+
+
+def results(exponent=1.0, copies=3.0, steps=(), repeats=3):
+    """Made-up results: SOAA's exponent of n, its copies of the parameters, seconds of updates.
+
+    The gradient takes a second. An exponent is the same for all repeats, or there is one for each.
+    """
+    exponents = dict.fromkeys(study.METHODS, 1.0) | {"soaa": exponent}
+    state = {"adam": 2.0, "adamw": 2.0, "soaa": copies}
+    cells = {}
+    for n in SIZES:
+        cells[f"update_{n}"] = {
+            "seconds": {
+                method: 1e-9 * float(n) ** np.broadcast_to(power, repeats)
+                for method, power in exponents.items()
+            },
+            "state_bytes": {method: 4 * n * factor for method, factor in state.items()},
+            "parameter_bytes": 4 * n,
+        }
+    steps = {method: STEPS[method] | dict(steps).get(method, {}) for method in study.METHODS}
+    for network in ("mlp", "decoder"):
+        cells[f"ways_on_{network}"] = {
+            "gradient": np.ones(repeats),
+            "parameters": 1000,
+            **{
+                method: {way: np.broadcast_to(s, repeats) for way, s in ways.items()}
+                for method, ways in steps.items()
+            },
+        }
+    return {"study": "soaa_costs", "settings": {}, "cells": cells}
+
+
+@pytest.mark.parametrize(
+    "made_up, answer",
+    [
+        (results(), HOLDS),
+        (results(exponent=1.2), IN_PART),
+        (results(copies=4), IN_PART),
+        (results(exponent=2.0, copies=4), DOES_NOT_HOLD),
+        (results(exponent=[1.0, 1.1, 1.3]), UNSETTLED),
+        (results(repeats=2), UNSETTLED),
+    ],
+)
+def test_a1_can_come_out_every_way(answers, made_up, answer):
+    assert answers(made_up)["A1"] == answer
+
+
+@pytest.mark.parametrize(
+    "steps, answer",
+    [
+        ({}, HOLDS),
+        ({"soaa": {"one_by_one": 2.5}}, IN_PART),
+        ({"soaa": {"fused": 1.5}}, IN_PART),
+        ({"soaa": {"one_by_one": 2.5, "fused": 1.5}}, DOES_NOT_HOLD),
+        ({"soaa": {"fused": [1.0, 1.0, 1.5]}}, UNSETTLED),
+    ],
+)
+def test_a5_can_come_out_every_way(answers, steps, answer):
+    assert answers(results(steps=steps))["A5"] == answer
+
+
+def test_two_repeats_settle_nothing(answers):
+    assert answers(results(repeats=2))["A5"] == UNSETTLED
+
+
+@pytest.mark.parametrize("power", [0.9, 1.0, 2.0])
+def test_the_exponent_is_that_of_a_power_law(power):
+    np.testing.assert_allclose(study.exponents(results(exponent=power), "soaa"), power)
+
+
+def test_the_exponent_leaves_out_what_fits_into_the_caches():
+    made_up = results()
+    made_up["cells"]["update_100000"]["seconds"]["soaa"] = np.full(3, 1e3)
+    np.testing.assert_allclose(study.exponents(made_up, "soaa"), 1.0)
+
+
+def test_a_training_step_is_a_gradient_and_an_update():
+    made_up = results(steps={"soaa": {"fused": [0.1, 0.2, 0.3]}})
+    made_up["cells"]["ways_on_mlp"]["gradient"] = [1.0, 2.0, 3.0]
+    seconds = study.training_seconds(made_up, "mlp", "soaa", "fused")
+    np.testing.assert_allclose(seconds, [1.1, 2.2, 3.3])
+
+
+def test_the_notes_compare_updates_and_a_fused_soaa_with_adam_one_by_one():
+    a1, a5 = study.verdicts(results(exponent=1.5))
+    assert a1.notes == (
+        "SOAA's update over Adam's at n = 1e+05: 316.2, 1e+06: 1000.0, 1e+07: 3162.3, "
+        "1e+08: 10000.0",
+    )
+    assert a5.notes[0].endswith("one operation at a time, MLP on MNIST: 0.67")
+
+
+def test_the_figure_shows_updates_against_n_and_both_ways_on_every_network(draw):
+    updates, ways = draw(results()).axes
+    labels = [line.get_label() for line in updates.lines]
+    assert labels == ["Adam", "AdamW", "SOAA", "proportional to n"]
+    for line in updates.lines:
+        np.testing.assert_allclose(line.get_ydata(), 1e-9 * np.array(SIZES))
+    assert [label.get_text() for label in ways.get_xticklabels()] == ["MLP", "decoder"]
+    labels = [line.get_label() for line in ways.lines]
+    assert labels == [text.get_text() for text in ways.get_legend().get_texts()]
+    heights = dict(zip(labels, [line.get_ydata().tolist() for line in ways.lines]))
+    assert heights["SOAA, one by one"] == [2500, 2500]
+    assert heights["Adam, fused"] == [2000, 2000]
+
+
+def test_updates_are_timed_and_their_state_is_counted():
+    settings = study.Settings((), TINY._asdict(), (10_000,), 2, "")
+    found = study.cells(settings)["update_10000"]()
+    assert found["parameter_bytes"] == 4 * 10_000
+    counter, scalars = 4, 4 * 9
+    assert found["state_bytes"] == {
+        "adam": 2 * 40_000 + counter,
+        "adamw": 2 * 40_000 + counter,
+        "soaa": 3 * 40_000 + scalars,
+    }
+    for seconds in found["seconds"].values():
+        assert len(seconds) == 2
+        assert min(seconds) > 0
+
+
+def test_a_timed_program_holds_no_gradient_as_a_constant():
+    gradient = jnp.arange(1000.0)
+    program, state = study._many_updates(optax.sgd(0.1), gradient, 2)
+    lowered = program.lower((jnp.zeros(1000), state), gradient).as_text()
+    assert "tensor<1000xf32>" in lowered
+    assert len(lowered) < 10_000
+    moved = program((jnp.zeros(1000), state), gradient + 1)[0]
+    np.testing.assert_allclose(moved, -0.1 * (2 - 1e-4) * (gradient + 1), rtol=1e-5)
+
+
+def test_every_method_is_timed_both_ways_on_a_network(monkeypatch):
+    timed = []
+
+    def both_ways(rule, params, gradients, *, repeats):
+        shapes, same = (jax.tree.map(jnp.shape, tree) for tree in (params, gradients))
+        assert shapes == same
+        timed.append(repeats)
+        return BothWays(np.full(repeats, 2.0), np.full(repeats, 1.0))
+
+    monkeypatch.setattr(study, "both_ways", both_ways)
+    settings = study.Settings(("mlp",), TINY._asdict(), (), 2, "")
+    found = study.cells(settings)["ways_on_mlp"]()
+    assert timed == [2] * len(study.METHODS) * study.ROUNDS
+    assert found["parameters"] == 784 * 10 + 10
+    assert set(found) == {"gradient", "parameters", *study.METHODS}
+    seconds = study.training_seconds({"cells": {"ways_on_mlp": found}}, "mlp", "soaa", "fused")
+    np.testing.assert_allclose(seconds - found["gradient"], 1)
+    assert np.all(seconds > 1)
+
+
+def test_there_is_a_cell_for_each_size_and_each_network():
+    for settings in study.SCALES.values():
+        names = [f"update_{n}" for n in settings.parameters]
+        names += [f"ways_on_{network}" for network in settings.networks]
+        assert list(study.cells(settings)) == names
