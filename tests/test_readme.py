@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from soaa_edu import studies
-from soaa_edu.studies import large_batch_race
+from soaa_edu.studies import large_batch_race, soaa_race
 from soaa_edu.studies.gauss_newton_on_mnist import slides_table
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -16,3 +16,7 @@ def test_the_slides_table_is_computed_from_the_stored_results():
 
 def test_the_large_batch_table_is_computed_from_the_stored_results():
     assert large_batch_race.table(studies.stored("large_batch_race", "laptop")) in README
+
+
+def test_the_soaa_table_is_computed_from_the_stored_results():
+    assert soaa_race.table(studies.stored("soaa_race", "laptop")) in README

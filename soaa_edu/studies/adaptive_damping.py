@@ -129,7 +129,8 @@ def draw_batch(axes: Axes, results: dict, batch_size: int) -> None:
     """Training loss against epochs, each rule at its best, a line for each seed."""
     for rule in RULES:
         loss = over_tuned_seeds(results, rule, batch_size, "loss")
-        x = middles(loss.shape[1]) * results["settings"]["epochs"]
+        steps = int(over_tuned_seeds(results, rule, batch_size, "steps")[0])
+        x = middles(loss.shape[1], steps) / steps * results["settings"]["epochs"]
         style = STYLES[rule]
         first, *_ = axes.plot(x, loss.T, color=style["color"], linewidth=1, alpha=0.8)
         first.set_label(style["label"])

@@ -159,7 +159,8 @@ def draw_tuned(axes: Axes, results: dict, batch_size: int) -> None:
     """Training loss against epochs at a batch size, each tuned family at its best."""
     for method in TUNED:
         loss = over_tuned_seeds(results, method, batch_size, "loss")
-        x = middles(loss.shape[1]) * results["settings"]["epochs"]
+        steps = int(over_tuned_seeds(results, method, batch_size, "steps")[0])
+        x = middles(loss.shape[1], steps) / steps * results["settings"]["epochs"]
         plotting.band(axes, x, loss, **STYLES[method])
     axes.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, 1))
     axes.legend()

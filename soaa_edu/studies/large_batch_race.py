@@ -211,7 +211,7 @@ def draw_losses(
     costs = results["cells"][f"cost_on_{model}"]["seconds_a_step"]
     for method in methods:
         loss = over_runs(results, method, model, "loss")
-        x = middles(loss.shape[1]) * over_runs(results, method, model, "steps")[0]
+        x = middles(loss.shape[1], int(over_runs(results, method, model, "steps")[0]))
         plotting.band(axes, x * (np.mean(costs[method]) if seconds else 1), loss, **METHODS[method])
     axes.set(xlabel="seconds" if seconds else "step", ylabel="training loss (nats)", yscale="log")
     axes.set_title(MODELS[model])

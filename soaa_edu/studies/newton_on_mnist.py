@@ -160,7 +160,7 @@ def loss_at_cutoffs(axes: Axes, results: dict) -> None:
     """Undamped Newton at each cut-off of the pseudo-inverse, a line for each seed, up to 10."""
     for method, color in zip(undamped_methods(results), plotting.PALETTE, strict=False):
         loss = np.fmin(over_seeds(results, method, "loss"), HIGHEST_LOSS)
-        x = middles(loss.shape[1]) * over_seeds(results, method, "steps")[0]
+        x = middles(loss.shape[1], int(over_seeds(results, method, "steps")[0]))
         first, *_ = axes.plot(x, loss.T, color=color, linewidth=1)
         first.set_label(f"cut-off {_cutoff(method):g}")
     axes.axhline(np.log(10), color=plotting.BLACK, linestyle=":", label="guessing, ln 10")

@@ -88,7 +88,7 @@ def training_run(
         progress=False,
     )
     steps = len(history.loss)
-    points = min(steps, MOST_POINTS)
+    points = -(-steps // -(-steps // MOST_POINTS))
     return {
         "steps": steps,
         "loss": plotting.binned(history.loss, points),
@@ -239,7 +239,7 @@ def loss_against_steps(axes: Axes, results: dict, methods: Sequence[str]) -> Non
     """Training loss, means over stretches of steps, against steps."""
     for method in methods:
         loss = over_seeds(results, method, "loss")
-        x = middles(loss.shape[1]) * over_seeds(results, method, "steps")[0]
+        x = middles(loss.shape[1], int(over_seeds(results, method, "steps")[0]))
         plotting.band(axes, x, loss, **STYLES[method])
     axes.set(xlabel="step", ylabel="training loss (nats)")
     axes.legend()
@@ -249,8 +249,8 @@ def loss_against_seconds(axes: Axes, results: dict, methods: Sequence[str]) -> N
     """The same loss against seconds, at the timed seconds of a step."""
     for method in methods:
         loss = over_seeds(results, method, "loss")
-        steps = over_seeds(results, method, "steps")[0]
-        x = middles(loss.shape[1]) * steps * seconds_a_step(results, method).mean()
+        x = middles(loss.shape[1], int(over_seeds(results, method, "steps")[0]))
+        x = x * seconds_a_step(results, method).mean()
         plotting.band(axes, x, loss, **STYLES[method])
     axes.set(xlabel="seconds, compilation left out", ylabel="training loss (nats)", xscale="log")
     axes.legend()
@@ -266,6 +266,6 @@ def accuracy_against_epochs(axes: Axes, results: dict, methods: Sequence[str]) -
     axes.legend()
 
 
-def middles(points: int) -> np.ndarray:
-    """The middles of as many stretches of the unit interval."""
-    return (np.arange(points) + 0.5) / points
+def middles(points: int, steps: int) -> np.ndarray:
+    """The middles, in steps, of as many consecutive stretches of a run."""
+    return plotting.binned(np.arange(steps) + 0.5, points)

@@ -294,11 +294,11 @@ def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
     steps = scales.shape[1]
     axes.plot(scales[0], color=plotting.VERMILLION, linewidth=0.4, alpha=0.6, label="dt, one run")
     smooth = plotting.binned(scales, min(steps, 40))
-    x = middles(smooth.shape[1]) * steps
+    x = middles(smooth.shape[1], steps)
     plotting.band(axes, x, smooth, label="dt, means", color=plotting.BLACK)
     for name, text in (("trust_scale_low", "lower bound"), ("trust_scale_high", "upper bound")):
         bound = told(results, "soaa", network, name)[0]
-        x = middles(len(bound)) * steps
+        x = middles(len(bound), steps)
         axes.plot(x, bound, color=plotting.BLUE, linestyle="--", label=text)
     axes.set(xlabel="step", ylabel="dt", title=NETWORKS[network])
 
@@ -307,8 +307,8 @@ def draw_share(axes: Axes, results: dict, network: str) -> None:
     """Share of coordinates in which the Fisher decides, in both forms."""
     for method in ("soaa", "sherman_morrison"):
         share = told(results, method, network, "curvature_share")
-        steps = over_runs(results, method, network, "steps")[0]
-        plotting.band(axes, middles(share.shape[1]) * steps, share, **METHODS[method])
+        steps = int(over_runs(results, method, network, "steps")[0])
+        plotting.band(axes, middles(share.shape[1], steps), share, **METHODS[method])
     axes.set(xlabel="step", ylabel="share of coordinates with dt F > √ŝ", ylim=(-0.02, 1.02))
 
 
@@ -317,9 +317,10 @@ def draw_losses(
 ) -> None:
     """Training loss against steps."""
     for method in methods:
-        loss = plotting.binned(over_runs(results, method, network, "loss"), 2 * CHECKPOINTS)
-        steps = over_runs(results, method, network, "steps")[0]
-        plotting.band(axes, middles(loss.shape[1]) * steps, loss, **METHODS[method])
+        loss = over_runs(results, method, network, "loss")
+        x = middles(loss.shape[1], int(over_runs(results, method, network, "steps")[0]))
+        x, loss = (plotting.binned(values, 2 * CHECKPOINTS) for values in (x, loss))
+        plotting.band(axes, x, loss, **METHODS[method])
     axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
 
 

@@ -220,9 +220,16 @@ def over_runs(results: dict, method: str, network: str, key: str) -> np.ndarray:
     return np.array([run[key] for run in runs], float)
 
 
-def checkpoints(results: dict, method: str, network: str) -> np.ndarray:
-    """Means of the training loss over tenths of the run, ``(seeds, checkpoints)``."""
-    return plotting.binned(over_runs(results, method, network, "loss"), CHECKPOINTS)
+def checkpoints(results: dict, method: str, network: str, count: int = CHECKPOINTS) -> np.ndarray:
+    """Means of the training loss over stretches of the run, ``(seeds, count)``."""
+    return plotting.binned(over_runs(results, method, network, "loss"), count)
+
+
+def checkpoint_steps(results: dict, method: str, network: str, count: int = CHECKPOINTS) -> Any:
+    """The middles of those stretches, in steps, ``(count,)``."""
+    points = over_runs(results, method, network, "loss").shape[1]
+    steps = int(over_runs(results, method, network, "steps")[0])
+    return plotting.binned(middles(points, steps), count)
 
 
 def label(method: str) -> str:
@@ -351,22 +358,11 @@ def _eight_bits(results: dict, networks: Sequence[str]) -> list[Part]:
     return parts
 
 
-def steps_to(results: dict, network: str, method: str, target: float) -> float:
-    """Steps until the loss, a mean over seeds and a twentieth of the run, is at a target."""
-    loss = plotting.binned(over_runs(results, method, network, "loss").mean(0), 2 * CHECKPOINTS)
-    reached = np.flatnonzero(loss <= target)
-    if not len(reached):
-        return np.nan
-    return middles(len(loss))[reached[0]] * over_runs(results, method, network, "steps")[0]
-
-
 def rows(results: dict, network: str) -> list[dict[str, str]]:
-    """Loss, steps, seconds and memory of every method on a network."""
+    """Losses, seconds of a step and memory of every method on a network."""
     costs = results["cells"][f"cost_on_{network}"]
-    target = over_runs(results, "adam", network, "final_loss").mean()
     found = []
     for method in METHODS:
-        steps = steps_to(results, network, method, target)
         second = seconds_ratio(results, network, method, "adam")
         search = results["cells"][f"{method}_on_{network}"]["search"]
         found.append(
@@ -377,7 +373,6 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
                 "test loss": mean_and_spread(
                     over_runs(results, method, network, "test_loss")[:, -1], 3
                 ),
-                "steps to Adam's loss": "never" if np.isnan(steps) else f"{steps:.0f}",
                 "Adam steps": f"{np.median(second):.2f}",
                 "state/params": f"{costs['bytes'][method] / costs['parameter_bytes']:.2f}",
                 "peak MB": f"{costs['peak_bytes'][method] / 1e6:.1f}",
@@ -402,9 +397,9 @@ def draw_losses(
 ) -> None:
     """Training loss against steps, a band for the seeds."""
     for method in methods:
-        loss = plotting.binned(over_runs(results, method, network, "loss"), 2 * CHECKPOINTS)
-        steps = over_runs(results, method, network, "steps")[0]
-        plotting.band(axes, middles(loss.shape[1]) * steps, loss, **METHODS[method])
+        x = checkpoint_steps(results, method, network, 2 * CHECKPOINTS)
+        loss = checkpoints(results, method, network, 2 * CHECKPOINTS)
+        plotting.band(axes, x, loss, **METHODS[method])
     axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log", title=NETWORKS[network])
 
 
@@ -412,8 +407,8 @@ def draw_spreads(axes: Axes, results: dict, network: str) -> None:
     """Standard deviation over seeds at each checkpoint."""
     for method in (*RIVALS, "soaa"):
         spread = checkpoints(results, method, network).std(axis=0, ddof=1)
-        steps = over_runs(results, method, network, "steps")[0]
-        axes.plot(middles(CHECKPOINTS) * steps, spread, marker="o", **METHODS[method])
+        x = checkpoint_steps(results, method, network)
+        axes.plot(x, spread, marker="o", **METHODS[method])
     axes.set(xlabel="step", ylabel="standard deviation over seeds (nats)", yscale="log")
 
 

@@ -46,7 +46,7 @@ def test_a_run_is_told_in_stretches(rng):
     optimizer = first_order(objective, optax.sgd(0.1))
     run, again = (runs.training_run(optimizer, 1, data, epochs=10, batch_size=1) for _ in range(2))
     assert (run["steps"], run["diverged_at"]) == (300, None)
-    assert run["loss"].shape == (runs.MOST_POINTS,)
+    assert run["loss"].shape == (100,)
     assert run["test_loss"].shape == run["test_accuracy"].shape == (10,)
     assert run["final_loss"] < run["loss"][:14].mean()
     np.testing.assert_array_equal(run["loss"], again["loss"])
@@ -116,3 +116,10 @@ def test_all_values_of_a_number_share_one_compiled_program(monkeypatch):
     apart = [runs.training_run(build(rate), 0, data, 2, 3)["loss"] for rate in (0.1, 0.5)]
     np.testing.assert_allclose(kept, apart, rtol=1e-6)
     assert len(traced) == 3 * programs
+
+
+@pytest.mark.parametrize(
+    "points, steps, middles", [(3, 3, [0.5, 1.5, 2.5]), (2, 5, [1.5, 4.0]), (1, 4, [2.0])]
+)
+def test_middles_are_where_the_stretches_of_a_run_lie(points, steps, middles):
+    np.testing.assert_array_equal(runs.middles(points, steps), middles)

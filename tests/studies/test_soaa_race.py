@@ -180,11 +180,6 @@ def test_ratios_are_those_of_the_costs():
     assert study.bytes_ratio(made_up, "mlp", "bytes", "soaa", "adam") == 1.5
 
 
-@pytest.mark.parametrize("target, steps", [(2.5, 2), (1.97, 6), (0.52, 78), (0.4, np.nan)])
-def test_steps_to_a_target_are_counted_from_the_mean_curve(target, steps):
-    np.testing.assert_equal(study.steps_to(results(), "mlp", "adam", target + 1e-9), steps)
-
-
 def test_the_table_has_loss_speed_and_memory_of_every_method():
     made_up = results(losses={"kfac": [0.4, 0.5, 0.6, 0.5, 0.5]}, seconds={"kfac": 0.5})
     rows = {row.pop("method"): row for row in study.rows(plain(made_up), "encoder")}
@@ -193,14 +188,11 @@ def test_the_table_has_loss_speed_and_memory_of_every_method():
         "tuned": "0.004",
         "loss": "0.500 ± 0.071",
         "test loss": "0.600 ± 0.071",
-        "steps to Adam's loss": "75",
         "Adam steps": "2.50",
         "state/params": "2.00",
         "peak MB": "8.0",
     }
     assert rows["SOAA"]["state/params"] == "3.00"
-    never = study.rows(plain(results(losses={"adam": 0.1})), "encoder")
-    assert {row["steps to Adam's loss"] for row in never} == {"never"}
 
 
 def test_the_figure_shows_losses_and_spreads_of_every_network(draw):
