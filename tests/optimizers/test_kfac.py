@@ -288,8 +288,8 @@ def test_networks_with_shared_layers_learn(model, digits):
     objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
     few = soaa_edu.data.Dataset(train=jax.tree.map(lambda array: array[:512], digits.train))
     history = soaa_edu.train(
-        kfac(objective, learning_rate=0.05, damping=0.03, kl_clip=1e-2),
-        model.init(KEY),
+        kfac(objective, learning_rate=0.05, damping=0.03, kl_clip=1e-2, fisher="empirical"),
+        jax.jit(model.init)(KEY),
         few,
         epochs=5,
         batch_size=128,

@@ -7,7 +7,7 @@ from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
 
 SIZES = (64, 4096)
 ITERATIONS = 128
-TINY = study.Settings(640, (64, 256), 16, 16, 256, 1, "")
+TINY = study.Settings(640, (64,), 4, 16, 256, 1, "")
 
 
 def results(small=0.5, large=0.5, large_early=2.0, seeds=3):
