@@ -11,6 +11,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # LAPACK's own threads would fight over the cores with JAX's, and with those of a second process.
 test test-oldest book chapters figures bench: export OPENBLAS_NUM_THREADS := 1
 
+# Unit tests run each program a few times only, so most of their time is its compilation. The
+# chapters are checked with the compiler as it is.
+QUICK_COMPILER := XLA_FLAGS=--xla_backend_optimization_level=0
+
 .PHONY: help setup book test test-oldest lab chapters figures bench lock clean
 
 help:
@@ -52,11 +56,11 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MPLBACKEND=agg $(BIN)/python -m pytest -n 2
+	$(QUICK_COMPILER) MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 	$(if $(CHAPTERS),$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env $(CHAPTERS))
 
 test-oldest: .venv-oldest/package.stamp
-	MPLBACKEND=agg .venv-oldest/bin/python -m pytest -n 2
+	$(QUICK_COMPILER) MPLBACKEND=agg .venv-oldest/bin/python -m pytest -n 2
 
 book: setup
 	@rm -rf build/book build/site
