@@ -79,7 +79,7 @@ SCALES = {
         Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1)._asdict(),
         1,
         3,
-        "1 min",
+        "2 min",
     ),
     "laptop": Settings(
         ("mlp", "decoder"),
