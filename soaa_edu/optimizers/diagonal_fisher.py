@@ -9,6 +9,13 @@ import jax.numpy as jnp
 from soaa_edu import checks
 
 VARIANCES = ("centred", "second_moment")
+INFO = (
+    "trust_scale",
+    "trust_scale_low",
+    "trust_scale_high",
+    "reduction_ratio",
+    "curvature_share",
+)
 
 
 class Moments(NamedTuple):
@@ -105,30 +112,29 @@ def trust_state(params: Any, variance: str) -> TrustState:
 
     moments = Moments(zeros(), zeros(), zeros() if variance == "centred" else None)
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(moments))
-    names = (
-        "trust_scale",
-        "trust_scale_low",
-        "trust_scale_high",
-        "reduction_ratio",
-        "curvature_share",
-    )
     return TrustState(
         steps=jnp.zeros((), jnp.int32),
         moments=moments,
         trust_scale=jnp.ones((), dtype),
         loss_average=jnp.zeros((), dtype),
         predicted_decrease=jnp.zeros((), dtype),
-        info={name: jnp.zeros((), dtype) for name in names},
+        info={name: jnp.zeros((), dtype) for name in INFO},
     )
 
 
 def next_state(
-    state: TrustState, moments: Moments, dt: Any, l_avg: Any, pr: Any, told: dict[str, Any]
+    state: TrustState,
+    moments: Moments,
+    trust: tuple[Any, Any, Any],
+    bounds: tuple[Any, Any],
+    ratio: Any,
+    share: Any,
 ) -> TrustState:
-    """The state after a step, its scalars in the types they had before."""
+    """The state after a step with ``trust`` = (dt, l_avg, pr), scalars in their earlier types."""
+    info = dict(zip(INFO, (trust[0], *bounds, ratio, share)))
     if state.moments.variance is None:
         moments = moments._replace(variance=None)
-    updated = TrustState(state.steps + 1, moments, dt, l_avg, pr, {"trust_scale": dt, **told})
+    updated = TrustState(state.steps + 1, moments, *trust, info)
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), updated, state)
 
 

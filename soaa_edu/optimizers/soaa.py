@@ -97,12 +97,7 @@ def soaa(
             ratio = jnp.where(t == 1, 0, (l_avg / (1 - b1**t) - value) / jnp.maximum(pr, eps))
             dt = jnp.where(t == 1, dt, jnp.minimum(jnp.maximum(ratio * dt, low), high))
             pr = rate * step.decrease
-        told = {
-            "trust_scale_low": low,
-            "trust_scale_high": high,
-            "reduction_ratio": ratio,
-            "curvature_share": step.share,
-        }
-        return updates, next_state(state, moments, dt, l_avg, pr, told)
+        trust = (dt, l_avg, pr)
+        return updates, next_state(state, moments, trust, (low, high), ratio, step.share)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -88,12 +88,7 @@ def tadam(
             dt = jnp.minimum(jnp.maximum(resize * dt, low), high)
             l_avg = b1 * l_avg + (1 - b1) * value
             pr = rate * step.decrease
-        told = {
-            "trust_scale_low": low,
-            "trust_scale_high": high,
-            "reduction_ratio": ratio,
-            "curvature_share": step.share,
-        }
-        return updates, next_state(state, moments, dt, l_avg, pr, told)
+        trust = (dt, l_avg, pr)
+        return updates, next_state(state, moments, trust, (low, high), ratio, step.share)
 
     return optax.GradientTransformationExtraArgs(init, update)

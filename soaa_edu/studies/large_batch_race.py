@@ -23,7 +23,7 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soap
-from soaa_edu.studies.runs import grid_around, middles, tuned_runs
+from soaa_edu.studies.runs import capped, grid_around, middles, state_bytes, tuned_runs
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, mean_and_spread
 from soaa_edu.training import train
@@ -143,12 +143,6 @@ def _costs(objective: Any, settings: Settings, data: Dataset) -> dict[str, Any]:
     }
 
 
-def state_bytes(optimizer: Optimizer, params: Any) -> int:
-    """What the state of an optimizer takes in memory."""
-    shapes = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
-
-
 def models_of(results: dict) -> list[str]:
     """The networks that these results are about."""
     return [name for name in MODELS if f"adam_on_{name}" in results["cells"]]
@@ -162,7 +156,7 @@ def over_runs(results: dict, method: str, model: str, key: str) -> np.ndarray:
 
 def against_adam(results: dict, method: str, model: str) -> Part:
     """Whether a method's last epoch lies below Adam's, as a mean of log ratios over seeds."""
-    losses = (over_runs(results, m, model, "final_loss") for m in (method, "adam"))
+    losses = (capped(over_runs(results, m, model, "final_loss")) for m in (method, "adam"))
     return Part(
         f"log of {METHODS[method]['label']}'s loss over Adam's on the {model.upper()}",
         *interval(np.log(next(losses)) - np.log(next(losses))),

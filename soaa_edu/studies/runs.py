@@ -198,6 +198,12 @@ def one_program(build: Callable[[Any], Optimizer]) -> Callable[[float], Optimize
     return at
 
 
+def state_bytes(optimizer: Optimizer, params: Any) -> int:
+    """What the state of an optimizer takes in memory."""
+    shapes = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
+
+
 def grid_around(middle: float, ratio: float, values: int) -> list[float]:
     """``values`` numbers, each ``ratio`` times the one before, around ``middle``."""
     return [float(middle * ratio**k) for k in np.arange(values) - values // 2]

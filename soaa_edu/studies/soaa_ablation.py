@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from soaa_edu import plotting
 from soaa_edu.optimizers import Optimizer, first_order, soaa, tadam
-from soaa_edu.studies.networks import NETWORKS, Size, Task, task
+from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
 from soaa_edu.studies.runs import (
     capped,
     grid_around,
@@ -76,21 +76,21 @@ class Settings(NamedTuple):
 SCALES = {
     "quick": Settings(
         ("mlp", "decoder"),
-        Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1)._asdict(),
+        SIZES["quick"]._asdict(),
         1,
         3,
         "2 min",
     ),
     "laptop": Settings(
         ("mlp", "decoder"),
-        Size(None, 3, 512, (256, 256), 204_800, 64, 16, 32, 2)._asdict(),
+        SIZES["laptop"]._replace(characters=204_800)._asdict(),
         9,
         5,
         "20 min",
     ),
     "gpu": Settings(
         tuple(NETWORKS),
-        Size(None, 20, 512, (1024, 1024), 100_000_000, 256, 64, 512, 8)._asdict(),
+        SIZES["gpu"]._asdict(),
         9,
         5,
         "not measured",

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from soaa_edu import plotting
 from soaa_edu.optimizers import soaa
-from soaa_edu.studies.networks import NETWORKS, Size, task
+from soaa_edu.studies.networks import NETWORKS, SIZES, Size, task
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
 from soaa_edu.timing import both_ways
 
@@ -61,14 +61,14 @@ SCALES = {
     ),
     "laptop": Settings(
         tuple(NETWORKS),
-        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        SIZES["laptop"]._asdict(),
         (10**4, 10**5, 10**6, 10**7, 10**8),
         10,
         "3 min",
     ),
     "gpu": Settings(
         tuple(NETWORKS),
-        Size(None, 20, 512, (1024, 1024), 1_000_000, 256, 64, 512, 8)._asdict(),
+        SIZES["gpu"]._replace(characters=1_000_000)._asdict(),
         (10**4, 10**5, 10**6, 10**7, 10**8, 10**9),
         20,
         "not measured",
@@ -94,7 +94,7 @@ def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
 
 
 def _updates(n: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a compiled update of n parameters in turn, and bytes of state."""
+    """Seconds of a compiled update of n parameters, method after method, and bytes of state."""
     steps = max(2, 10**6 // n)
     gradient = jnp.asarray(np.random.default_rng(0).normal(size=n), jnp.float32)
     seconds: dict[str, list[float]] = {}

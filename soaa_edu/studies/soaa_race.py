@@ -2,10 +2,10 @@
 
 An MLP, an encoder and a decoder, small enough for a laptop. Every method has one number to tune,
 the damping for K-FAC and the learning rate for the others, on the same nine tries and a seed of its
-own; all else is its library's default, but for GaLore's rank, a quarter of the network's width, and
-for Shampoo's and K-FAC's block of settings from the race at large batches. Learning rates are
-constant, as in the paper; Adam with a cosine schedule stands beside them, since SOAA's trust region
-brings a schedule of its own.
+own; all else is the library's default, but AdamW's decay is 0.01, GaLore's rank a quarter of the
+network's width with a refresh every 50 steps, and K-FAC takes a learning rate of 0.1 and clips, as
+in the race at large batches. Learning rates are constant, as in the paper; Adam with a cosine
+schedule stands beside them, since SOAA's trust region brings a schedule of its own.
 """
 
 import time
@@ -32,8 +32,8 @@ from soaa_edu.optimizers import (
     shampoo,
     soaa,
 )
-from soaa_edu.studies.networks import NETWORKS, Size, Task, task
-from soaa_edu.studies.runs import capped, grid_around, middles, tuned_runs
+from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
+from soaa_edu.studies.runs import capped, grid_around, middles, state_bytes, tuned_runs
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 
@@ -75,7 +75,7 @@ class Settings(NamedTuple):
 SCALES = {
     "quick": Settings(
         ("mlp", "decoder"),
-        Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1)._asdict(),
+        SIZES["quick"]._asdict(),
         1,
         3,
         8,
@@ -83,7 +83,7 @@ SCALES = {
     ),
     "laptop": Settings(
         tuple(NETWORKS),
-        Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2)._asdict(),
+        SIZES["laptop"]._asdict(),
         9,
         5,
         20,
@@ -91,7 +91,7 @@ SCALES = {
     ),
     "gpu": Settings(
         tuple(NETWORKS),
-        Size(None, 20, 512, (1024, 1024), 100_000_000, 256, 64, 512, 8)._asdict(),
+        SIZES["gpu"]._asdict(),
         9,
         5,
         100,
@@ -195,12 +195,6 @@ def _same_batch_again(optimizer: Optimizer, params: Any, batch: Any, steps: int)
         return jax.lax.scan(step, (params, state), keys)[0]
 
     return jax.jit(loop).lower(params, optimizer.init(params), batch).compile()
-
-
-def state_bytes(optimizer: Optimizer, params: Any) -> int:
-    """What the state of an optimizer takes in memory."""
-    shapes = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
 
 
 def peak_bytes(program: Any) -> int:
