@@ -19,7 +19,7 @@ from soaa_edu.optimizers import (
     tadam,
     trust_region,
 )
-from soaa_edu.training import History, train
+from soaa_edu.training import History, sweep, train
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "soap",
     "softmax_cross_entropy",
     "squared_error",
+    "sweep",
     "tadam",
     "train",
     "trust_region",

@@ -33,6 +33,7 @@ NAMES = (
     "soaa_ablation",
     "soaa_and_cat",
     "soaa_race",
+    "batch_sizes",
 )
 SCALES = ("quick", "laptop", "gpu")
 

@@ -26,12 +26,11 @@ from soaa_edu.objective import Objective
 from soaa_edu.optimizers import Optimizer, hessian_free, levenberg_marquardt, trust_region
 from soaa_edu.studies.runs import (
     STYLES,
-    grid_around,
     middles,
     over_tuned_seeds,
     slides_objective,
-    tuned_runs,
 )
+from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 
 TITLE = "Fixed damping, Levenberg-Marquardt and trust regions"

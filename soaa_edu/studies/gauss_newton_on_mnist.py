@@ -27,7 +27,6 @@ from soaa_edu.studies.runs import (
     accuracy_against_epochs,
     final_accuracy,
     final_loss,
-    grid_around,
     loss_against_seconds,
     loss_against_steps,
     middles,
@@ -37,8 +36,8 @@ from soaa_edu.studies.runs import (
     seconds_of_steps,
     slides_objective,
     training_run,
-    tuned_runs,
 )
+from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 
 TITLE = "Hessian-free and Gauss-Newton on MNIST"

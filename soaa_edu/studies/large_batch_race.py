@@ -23,7 +23,8 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soap
-from soaa_edu.studies.runs import capped, grid_around, middles, state_bytes, tuned_runs
+from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, mean_and_spread
 from soaa_edu.training import train

@@ -1,7 +1,6 @@
 """What studies on MNIST share: the slides' network, runs, tuning, timing, and their pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +13,9 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer
-from soaa_edu.training import train
+from soaa_edu.training import History, train
 
 BATCH_SIZE = 64
-TUNING_SEED = 1000
 MOST_POINTS = 140
 HIGHEST_LOSS = 10.0
 LIBRARY_CUTOFF = "undamped_9.5e-03"
@@ -87,17 +85,9 @@ def training_run(
         key=train_key,
         progress=False,
     )
-    steps = len(history.loss)
-    points = -(-steps // -(-steps // MOST_POINTS))
     return {
-        "steps": steps,
-        "loss": plotting.binned(history.loss, points),
-        "final_loss": history.loss[-(last or steps // epochs) :].mean(),
-        "diverged_at": history.diverged_at,
-        "test_loss": history.test_loss,
-        "test_accuracy": history.test_accuracy,
+        **record(history, last or len(history.loss) // epochs),
         "seconds": history.seconds.sum(),
-        "info": {name: plotting.binned(told, points) for name, told in history.info.items()},
     }
 
 
@@ -117,66 +107,19 @@ def seconds_of_steps(optimizer: Optimizer, steps: int, repeats: int) -> np.ndarr
     return history.seconds[1:] / steps
 
 
-def tune(grid: Sequence[float], score: Callable[[float], float]) -> dict[str, Any]:
-    """Try every value of an evenly spaced (in ratio) grid; widen it while the best is at its edge.
-
-    Args:
-        grid: ascending; a single value is taken as it is.
-        score: value -> what to make small; ``nan``, and anything above, counts as 10.
-
-    Returns:
-        The values tried, their scores, and the best.
-    """
-    scores = {value: _finite(score(value)) for value in grid}
-    if len(grid) > 1:
-        for beyond in _beyond(scores, grid[1] / grid[0]):
-            scores[beyond] = _finite(score(beyond))
-    values = sorted(scores)
+def record(history: History, last: int) -> dict[str, Any]:
+    """A run as plain numbers, its curves in stretches; the final loss over the last steps."""
+    steps = len(history.loss)
+    points = -(-steps // -(-steps // MOST_POINTS))
     return {
-        "values": values,
-        "scores": [scores[value] for value in values],
-        "best": min(scores, key=scores.__getitem__),
+        "steps": steps,
+        "loss": plotting.binned(history.loss, points),
+        "final_loss": history.loss[-last:].mean(),
+        "diverged_at": history.diverged_at,
+        "test_loss": history.test_loss,
+        "test_accuracy": history.test_accuracy,
+        "info": {name: plotting.binned(told, points) for name, told in history.info.items()},
     }
-
-
-def _beyond(scores: dict[float, float], ratio: float) -> Iterator[float]:
-    for _ in range(6):
-        best = min(scores, key=scores.__getitem__)
-        if best == min(scores):
-            yield best / ratio
-        elif best == max(scores):
-            yield best * ratio
-        else:
-            return
-
-
-def _finite(score: float) -> float:
-    return float(min(score, HIGHEST_LOSS)) if np.isfinite(score) else HIGHEST_LOSS
-
-
-def tuned_runs(
-    build: Callable[[float], Optimizer],
-    grid: Sequence[float],
-    data: Dataset,
-    *,
-    epochs: int,
-    batch_size: int,
-    seeds: int,
-    tuning_seeds: int = 1,
-    last: int | None = None,
-) -> dict[str, Any]:
-    """A search on seeds of its own, then the best value's runs on ``seeds`` others."""
-    built = cache(one_program(build))
-
-    def run(value: float, seed: int) -> dict[str, Any]:
-        return training_run(built(value), seed, data, epochs, batch_size, last)
-
-    def score(value: float) -> float:
-        tries = [run(value, TUNING_SEED + seed)["final_loss"] for seed in range(tuning_seeds)]
-        return float(np.mean([_finite(loss) for loss in tries]))
-
-    search = tune(grid, score)
-    return {"search": search, "runs": [run(search["best"], seed) for seed in range(seeds)]}
 
 
 def one_program(build: Callable[[Any], Optimizer]) -> Callable[[float], Optimizer]:
@@ -204,11 +147,6 @@ def state_bytes(optimizer: Optimizer, params: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in shapes)
 
 
-def grid_around(middle: float, ratio: float, values: int) -> list[float]:
-    """``values`` numbers, each ``ratio`` times the one before, around ``middle``."""
-    return [float(middle * ratio**k) for k in np.arange(values) - values // 2]
-
-
 def over_tuned_seeds(results: dict, method: str, batch_size: int, key: str) -> np.ndarray:
     """A tuned method's numbers at a batch size, seeds along the first axis."""
     runs = results["cells"][f"{method}_at_{batch_size}"]["runs"]
@@ -228,7 +166,7 @@ def final_loss(results: dict, method: str) -> np.ndarray:
 
 def capped(losses: np.ndarray) -> np.ndarray:
     """Losses, of which those of diverged runs, and all above, count as 10."""
-    return np.minimum(np.nan_to_num(losses, nan=HIGHEST_LOSS), HIGHEST_LOSS)
+    return np.fmin(losses, HIGHEST_LOSS)
 
 
 def final_accuracy(results: dict, method: str) -> np.ndarray:

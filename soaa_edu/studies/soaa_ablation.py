@@ -24,11 +24,10 @@ from soaa_edu.optimizers import Optimizer, first_order, soaa, tadam
 from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
 from soaa_edu.studies.runs import (
     capped,
-    grid_around,
     middles,
     training_run,
-    tuned_runs,
 )
+from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 from soaa_edu.training import train
 

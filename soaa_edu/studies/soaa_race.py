@@ -33,7 +33,8 @@ from soaa_edu.optimizers import (
     soaa,
 )
 from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
-from soaa_edu.studies.runs import capped, grid_around, middles, state_bytes, tuned_runs
+from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
 

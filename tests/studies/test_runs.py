@@ -10,35 +10,6 @@ from soaa_edu.models import mlp
 from soaa_edu.studies import runs
 
 
-def test_a_search_widens_until_the_best_is_inside():
-    found = runs.tune([1.0, 2.0, 4.0], lambda value: abs(np.log2(value) - 5))
-    assert found["values"] == [1, 2, 4, 8, 16, 32, 64]
-    assert found["scores"] == [5, 4, 3, 2, 1, 0, 1]
-    assert found["best"] == 32
-
-
-def test_a_search_inside_its_grid_tries_nothing_else():
-    found = runs.tune([1.0, 2.0, 4.0], lambda value: abs(value - 2.5))
-    assert (found["values"], found["best"]) == ([1, 2, 4], 2)
-
-
-def test_a_search_widens_downwards_too_and_gives_up_after_six_tries():
-    found = runs.tune([1.0, 10.0], lambda value: value)
-    np.testing.assert_allclose(found["values"], 10.0 ** np.arange(-6, 2))
-    assert found["best"] == min(found["values"])
-
-
-def test_a_diverged_try_is_never_the_best():
-    found = runs.tune([1.0, 2.0, 4.0], lambda value: np.nan if value > 2 else 3 - value)
-    assert found["best"] == 2
-    assert found["scores"] == [2, 1, runs.HIGHEST_LOSS]
-
-
-@pytest.mark.parametrize("values, grid", [(1, [3]), (3, [1.5, 3, 6]), (4, [0.75, 1.5, 3, 6])])
-def test_a_grid_stands_around_its_middle(values, grid):
-    assert runs.grid_around(3.0, 2.0, values) == grid
-
-
 def test_a_run_is_told_in_stretches(rng):
     inputs, labels = rng.normal(size=(30, 3)), rng.integers(4, size=30)
     data = Dataset(train=(inputs, labels), test=(inputs, labels))
@@ -80,21 +51,6 @@ def test_seconds_of_steps_are_those_of_an_epoch_over_its_steps_but_for_the_first
     monkeypatch.setattr(runs, "train", a_second_a_step)
     optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
     np.testing.assert_array_equal(runs.seconds_of_steps(optimizer, 5, 3), [1, 1, 1])
-
-
-def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monkeypatch):
-    def run(value, seed, *_):
-        diverges = value == 2 and seed == runs.TUNING_SEED + 1
-        return {"final_loss": np.nan if diverges else 1 / value, "seed": seed}
-
-    monkeypatch.setattr(runs, "training_run", run)
-    monkeypatch.setattr(runs, "one_program", lambda build: build)
-    settings = {"epochs": 1, "batch_size": 2, "seeds": 2}
-    one = runs.tuned_runs(float, [1, 2, 4], None, **settings)
-    two = runs.tuned_runs(float, [1, 2, 4], None, **settings, tuning_seeds=2)
-    assert one["search"]["scores"][1] == 0.5
-    assert two["search"]["scores"][:3] == [1, (0.5 + runs.HIGHEST_LOSS) / 2, 0.25]
-    assert [run["seed"] for run in two["runs"]] == [0, 1]
 
 
 def test_all_values_of_a_number_share_one_compiled_program(monkeypatch):

@@ -1,0 +1,344 @@
+"""First- and second-order methods at batch sizes from 64 to 16,384 (claim P1, Figure 1).
+
+An MLP, a CNN and a ViT see their images a fixed number of times, so that a batch twice as large
+means half as many steps. Every method is tuned at every batch size, with nine tries. Losses are
+means over the last tenth of the last epoch.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.data import Dataset, mnist
+from soaa_edu.models import Model, cnn, mlp, vit
+from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.studies.methods import FIRST_ORDER, METHODS, build, grid, label
+from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies.searches import tuned
+from soaa_edu.studies.tables import as_text
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.training import train
+
+TITLE = "First- and second-order methods at batch sizes from 64 to 16,384"
+CLAIMS = ("P1",)
+LEAST_SEEDS = 3
+CLAIMED = ("kfac", "shampoo")
+TARGET_LOSS = 0.5
+NETWORKS = {"mlp": "MLP", "cnn": "CNN", "vit": "ViT"}
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on two CPU cores."""
+
+    batch_sizes: dict[str, tuple[int, ...]]
+    images: dict[str, int | None]
+    hidden: int
+    width: int
+    epochs: int
+    methods: tuple[str, ...]
+    tries: int
+    seeds: int
+    timed: tuple[int, ...]
+    budget: str
+
+
+ALL_SIZES = tuple(64 * 2**k for k in range(9))
+FEW_SIZES = (64, 1024, 16_384)
+SCALES = {
+    "quick": Settings(
+        {"mlp": (64, 1024)},
+        {"mlp": 2048},
+        16,
+        0,
+        2,
+        ("sgd", "adam", "kfac", "shampoo"),
+        1,
+        3,
+        (),
+        "1 min",
+    ),
+    "laptop": Settings(
+        {"mlp": ALL_SIZES, "cnn": FEW_SIZES, "vit": FEW_SIZES},
+        {"mlp": 32_768, "cnn": 20_000, "vit": 20_000},
+        64,
+        16,
+        3,
+        tuple(METHODS),
+        9,
+        3,
+        FEW_SIZES,
+        "2 h",
+    ),
+    "gpu": Settings(
+        dict.fromkeys(NETWORKS, ALL_SIZES),
+        dict.fromkeys(NETWORKS),
+        256,
+        32,
+        20,
+        tuple(METHODS),
+        9,
+        5,
+        FEW_SIZES,
+        "not measured",
+    ),
+}
+
+
+def network(name: str, settings: Settings) -> Model:
+    """One of the three networks at the size of a scale."""
+    if name == "mlp":
+        return mlp([784, settings.hidden, settings.hidden, 10], jnp.tanh)
+    half = settings.width // 2
+    return cnn(channels=(half, half, half)) if name == "cnn" else vit(width=settings.width)
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """A cell for each method at each batch size on each network, and one for each timing."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, sizes in settings.batch_sizes.items():
+        objective = Objective(network(name, settings), softmax_cross_entropy)
+        data = mnist(settings.images[name])
+        for batch_size in sizes:
+            for method in settings.methods:
+                found[f"{method}_on_{name}_at_{batch_size}"] = partial(
+                    _race, method, objective, data, batch_size, settings
+                )
+        for batch_size in sorted({*sizes} & {*settings.timed}):
+            found[f"cost_on_{name}_at_{batch_size}"] = partial(
+                _costs, objective, data, batch_size, settings
+            )
+    return found
+
+
+def _race(
+    method: str, objective: Objective, data: Dataset, batch_size: int, settings: Settings
+) -> dict[str, Any]:
+    steps = len(data.train[0]) // batch_size
+    return tuned(
+        partial(build, method, objective, steps, settings.epochs),
+        grid(method, settings.tries),
+        data,
+        epochs=settings.epochs,
+        batch_size=batch_size,
+        seeds=settings.seeds,
+        last=max(steps // 10, 1),
+    )
+
+
+def _costs(
+    objective: Objective, data: Dataset, batch_size: int, settings: Settings
+) -> dict[str, Any]:
+    """Seconds of an epoch, one for each of three repeats in turn, and bytes of state."""
+    model: Any = objective.model
+    params = model.init(jax.random.key(0))
+    steps = len(data.train[0]) // batch_size
+    optimizers = {
+        method: build(
+            method,
+            objective,
+            steps,
+            settings.epochs,
+            **{name: values[0] for name, values in grid(method, 1).items()},
+        )
+        for method in settings.methods
+    }
+
+    def seconds(optimizer: Any) -> float:
+        history = train(
+            optimizer,
+            params,
+            data,
+            epochs=1,
+            batch_size=batch_size,
+            key=jax.random.key(1),
+            evaluate=False,
+            progress=False,
+        )
+        return float(history.seconds[0])
+
+    rounds = [{method: seconds(o) for method, o in optimizers.items()} for _ in range(4)][1:]
+    return {
+        "seconds_an_epoch": {m: [times[m] for times in rounds] for m in settings.methods},
+        "bytes": {method: state_bytes(o, params) for method, o in optimizers.items()},
+        "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }
+
+
+def networks_of(results: dict) -> list[str]:
+    """The networks that these results are about."""
+    return [name for name in NETWORKS if name in results["settings"]["batch_sizes"]]
+
+
+def sizes_of(results: dict, network: str) -> list[int]:
+    """The batch sizes at which a network was trained."""
+    return list(results["settings"]["batch_sizes"][network])
+
+
+def over_runs(results: dict, method: str, network: str, batch_size: int, key: str) -> np.ndarray:
+    """A tuned method's numbers, seeds along the first axis."""
+    runs = results["cells"][f"{method}_on_{network}_at_{batch_size}"]["runs"]
+    return np.array([run[key] for run in runs], float)
+
+
+def final_loss(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
+    """Training loss at the end, one for each seed; that of a diverged run counts as 10."""
+    return capped(over_runs(results, method, network, batch_size, "final_loss"))
+
+
+def accuracy(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
+    """Test accuracy at the end, one for each seed; that of a diverged run counts as 0."""
+    return np.nan_to_num(over_runs(results, method, network, batch_size, "test_accuracy")[:, -1])
+
+
+def best_first_order(results: dict, network: str, batch_size: int) -> str:
+    """Of SGD and Adam the one with the lower mean loss."""
+    return min(
+        FIRST_ORDER, key=lambda method: final_loss(results, method, network, batch_size).mean()
+    )
+
+
+def log_ratio(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
+    """Log of a method's loss over the better first-order method's, one for each seed."""
+    rival = best_first_order(results, network, batch_size)
+    losses = (final_loss(results, m, network, batch_size) for m in (method, rival))
+    return np.log(next(losses)) - np.log(next(losses))
+
+
+def steps_to_target(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
+    """Steps after which a stretch's mean loss is at most 0.5; infinity where none is."""
+    loss = over_runs(results, method, network, batch_size, "loss")
+    steps = int(over_runs(results, method, network, batch_size, "steps")[0])
+    reached = np.nan_to_num(loss, nan=np.inf) <= TARGET_LOSS
+    places = middles(loss.shape[1], steps)[reached.argmax(axis=1)]
+    return np.where(reached.any(axis=1), places, np.inf)
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """P1: at the largest batch K-FAC and Shampoo beat first order, by more than at the smallest."""
+    parts: list[Part] = []
+    notes = []
+    for network in networks_of(results):
+        smallest, *_, largest = sizes_of(results, network)
+        for method in CLAIMED:
+            rival = best_first_order(results, network, largest)
+            at_largest = log_ratio(results, method, network, largest)
+            of = f"{label(method)} on the {NETWORKS[network]}"
+            more_right = accuracy(results, method, network, largest) - accuracy(
+                results, rival, network, largest
+            )
+            growth = at_largest - log_ratio(results, method, network, smallest)
+            parts += [
+                Part(
+                    f"{of} at {largest:,}: log of its loss over first order's",
+                    *interval(at_largest),
+                    0.0,
+                    above=False,
+                ),
+                Part(f"{of} at {largest:,}: test accuracy gained", *interval(more_right), 0.0),
+                Part(
+                    f"{of}: the log ratio at {largest:,} less that at {smallest:,}",
+                    *interval(growth),
+                    0.0,
+                    above=False,
+                ),
+            ]
+        notes.append(
+            f"{NETWORKS[network]}, accuracy at {largest:,}: "
+            + ", ".join(
+                f"{label(m)} {mean_and_spread(accuracy(results, m, network, largest), 3)}"
+                for m in results["settings"]["methods"]
+            )
+        )
+    return [
+        judge(
+            "P1",
+            parts,
+            seeds=results["settings"]["seeds"],
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds, and the gpu scale's longer runs",
+            notes=notes,
+        )
+    ]
+
+
+def rows(results: dict, network: str, batch_size: int) -> list[dict[str, str]]:
+    """Loss, accuracy, steps to the target and cost of each method at a batch size."""
+    costs = results["cells"].get(f"cost_on_{network}_at_{batch_size}")
+    found = []
+    for method in results["settings"]["methods"]:
+        given = (results, method, network, batch_size)
+        reached = np.median(steps_to_target(*given))
+        best = results["cells"][f"{method}_on_{network}_at_{batch_size}"]["search"]["best"]
+        row = {
+            "network": NETWORKS[network],
+            "batch": f"{batch_size:,}",
+            "method": label(method),
+            "tuned": ", ".join(f"{value:.2g}" for value in best.values()),
+            "loss": mean_and_spread(final_loss(*given), 3),
+            "accuracy": mean_and_spread(accuracy(*given), 3),
+            f"steps to {TARGET_LOSS}": f"{reached:.0f}" if np.isfinite(reached) else "-",
+        }
+        if costs:
+            times = np.array(costs["seconds_an_epoch"][method])
+            adam = np.array(costs["seconds_an_epoch"]["adam"])
+            row["s/epoch"] = f"{np.median(times):.2f}"
+            row["Adam steps"] = f"{np.median(times / adam):.1f}"
+            row["state/params"] = f"{costs['bytes'][method] / costs['parameter_bytes']:.1f}"
+        found.append(row)
+    return found
+
+
+def table(results: dict, network: str, batch_size: int) -> str:
+    """The rows as text."""
+    return as_text(rows(results, network, batch_size))
+
+
+def draw(
+    axes: Axes, results: dict, network: str, quantity: Callable, methods: Sequence[str] | None
+) -> None:
+    """``quantity`` of each method against the batch size, a band for the seeds."""
+    sizes = sizes_of(results, network)
+    for method in methods or results["settings"]["methods"]:
+        values = np.array([quantity(results, method, network, size) for size in sizes]).T
+        plotting.band(axes, sizes, values, marker="o", markersize=3, **METHODS[method])
+    axes.set_xscale("log", base=4)
+    axes.set_xticks(sizes[:: 2 if len(sizes) > 3 else 1])
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+    axes.set(xlabel="batch size", title=NETWORKS[network])
+
+
+def draw_losses(
+    axes: Axes, results: dict, network: str, methods: Sequence[str] | None = None
+) -> None:
+    """Final training loss against the batch size."""
+    draw(axes, results, network, final_loss, methods)
+    axes.set(ylabel="training loss (nats)", yscale="log")
+
+
+def draw_accuracies(
+    axes: Axes, results: dict, network: str, methods: Sequence[str] | None = None
+) -> None:
+    """Test accuracy against the batch size, as in the poster's Figure 1."""
+    draw(axes, results, network, accuracy, methods)
+    axes.set(ylabel="test accuracy")
+
+
+def figure(results: dict) -> Figure:
+    """Accuracy above, loss below, a column for each network."""
+    networks = networks_of(results)
+    drawing, axes = plt.subplots(
+        2, len(networks), figsize=(4.2 * len(networks) + 1, 6.5), squeeze=False
+    )
+    for column, network in enumerate(networks):
+        draw_accuracies(axes[0, column], results, network)
+        draw_losses(axes[1, column], results, network)
+    axes[0, 0].legend()
+    return drawing

@@ -1,0 +1,62 @@
+"""The methods that the studies of batch and dataset size compare, and what is tuned of each.
+
+Each gets nine tries: nine learning rates, or three learning rates by three dampings for K-FAC.
+Preconditioners are renewed 16 times an epoch, at every batch size; PSGD's at every step at first,
+as its author does it. All else is the library's default. SGD's momentum is 0.9, and so is K-FAC's.
+"""
+
+from typing import Any
+
+import optax
+
+from soaa_edu import plotting
+from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soaa
+from soaa_edu.studies.searches import grid_around
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sgd": {"label": "SGD", "color": plotting.SKY, "linestyle": "--"},
+    "adam": {"label": "Adam", "color": plotting.BLACK, "linestyle": "--"},
+    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
+    "shampoo": {"label": "Shampoo", "color": plotting.VERMILLION},
+    "psgd": {"label": "PSGD", "color": plotting.PURPLE},
+    "soaa": {"label": "SOAA", "color": plotting.ORANGE, "linestyle": ":"},
+}
+"""How each method looks in every picture."""
+FIRST_ORDER = ("sgd", "adam")
+RENEWALS = 16
+MOMENTUM = 0.9
+MIDDLES = {"sgd": 0.05, "adam": 4e-3, "shampoo": 4e-3, "psgd": 4e-3, "soaa": 4e-3}
+RATIO = 2.0
+KFAC_RATES = (0.03, 3.0)
+KFAC_DAMPINGS = (0.1, 10.0)
+
+
+def label(method: str) -> str:
+    """What a method is called in the book."""
+    return METHODS[method]["label"]
+
+
+def grid(method: str, tries: int) -> dict[str, list[float]]:
+    """The points where a method's search begins: nine, or one alone."""
+    if method != "kfac":
+        return {"learning_rate": grid_around(MIDDLES[method], RATIO, tries)}
+    each = round(tries**0.5)
+    return {
+        name: grid_around(middle, ratio, each)
+        for name, (middle, ratio) in {"learning_rate": KFAC_RATES, "damping": KFAC_DAMPINGS}.items()
+    }
+
+
+def build(method: str, objective: Any, steps_an_epoch: int, epochs: int, **point: Any) -> Optimizer:
+    """A method at a point of its grid, for a run of so many steps."""
+    renew_every = max(steps_an_epoch // RENEWALS, 1)
+    if method == "kfac":
+        return kfac(objective, momentum=MOMENTUM, invert_every=renew_every, **point)
+    made = {
+        "sgd": lambda rate: optax.sgd(rate, momentum=MOMENTUM),
+        "adam": optax.adam,
+        "shampoo": lambda rate: shampoo(rate, refresh_every=renew_every),
+        "psgd": psgd,
+        "soaa": lambda rate: soaa(rate, total_steps=steps_an_epoch * epochs),
+    }
+    return first_order(objective, made[method](point["learning_rate"]))

@@ -1,0 +1,129 @@
+"""An epoch as one function of arrays, and what is measured after it."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from soaa_edu import checks
+from soaa_edu.data import Dataset
+from soaa_edu.objective import Objective, counts
+
+
+def run_epoch(
+    step: Callable,
+    batch_size: int,
+    params: Any,
+    state: Any,
+    train_set: Any,
+    key: jax.Array,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Any, Any, dict]:
+    """Every example once, in an order drawn anew, less the last partial batch.
+
+    Args:
+        step: of an ``Optimizer``.
+        batch_size: examples a step.
+        params: at the start.
+        state: at the start.
+        train_set: inputs and targets.
+        key: for the order, and for the steps.
+        mesh: of devices over which each batch is split.
+
+    Returns:
+        The parameters, the state, and what every step told, name -> ``(steps,)``.
+    """
+    order_key, step_key = jax.random.split(key)
+    examples = len(train_set[0])
+    steps = examples // batch_size
+    order = jax.random.permutation(order_key, examples)[: steps * batch_size]
+
+    def take(carry: tuple, chosen: tuple) -> tuple[tuple, dict]:
+        (params, state), (rows, key) = carry, chosen
+        batch = split_over(mesh, jax.tree.map(lambda array: array[rows], train_set))
+        params, state, info = step(params, state, batch, key)
+        return (params, state), info
+
+    (params, state), info = jax.lax.scan(
+        take,
+        (params, state),
+        (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
+    )
+    return params, state, info
+
+
+def measure(objective: Callable, params: Any, batch: Any) -> tuple[Any, Any]:
+    """Loss and share of right answers; ``nan`` for the second where targets are not labels."""
+    if not isinstance(objective, Objective):
+        return objective(params, batch), jnp.nan
+    inputs, targets = batch
+    outputs = objective.model(params, inputs)
+    return objective.loss(outputs, targets), _accuracy(outputs, targets)
+
+
+def check_run(data: Dataset, epochs: int, batch_size: int, devices: int = 1) -> None:
+    """Raise a ``ValueError`` unless there is at least one batch, which the devices can share."""
+    checks.whole("epochs", epochs)
+    checks.whole("batch_size", batch_size)
+    examples = len(data.train[0])
+    if batch_size > examples:
+        raise ValueError(
+            f"a batch of {batch_size} is larger than the {examples} training examples: "
+            "take a smaller batch_size"
+        )
+    if batch_size % devices:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared evenly by {devices} devices: take a "
+            f"batch_size that is a multiple of {devices}, or fewer devices"
+        )
+
+
+def on_device(pair: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+    """Inputs and as many targets as arrays."""
+    inputs, targets = (jnp.asarray(array) for array in pair)
+    if len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs need as many targets, got {len(targets)}")
+    return inputs, targets
+
+
+def strongly_typed(tree: Any) -> Any:
+    """The tree as arrays without weak types, which a compiled program tells from strong ones."""
+    arrays = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), arrays)
+
+
+def precision() -> tuple:
+    """The settings of JAX on which a compiled program hangs."""
+    return tuple(
+        getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")
+    )
+
+
+def split_over(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays whose first axis is to be split over all devices of the mesh."""
+    if mesh is None:
+        return tree
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return jax.tree.map(partial(jax.lax.with_sharding_constraint, shardings=rows), tree)
+
+
+def copied_to(mesh: Mesh | None, tree: Any) -> Any:
+    """Arrays that every device of the mesh is to hold whole."""
+    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def automatic(mesh: Mesh | None) -> Mesh | None:
+    """The same devices with axes that the compiler may split arrays over as it likes."""
+    return None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+
+
+def _accuracy(outputs: Any, targets: Any) -> Any:
+    labels = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == outputs.shape[:-1]
+    if not labels:
+        return jnp.nan
+    right = (jnp.argmax(outputs, axis=-1) == targets) & counts(targets)
+    return jnp.sum(right) / jnp.maximum(jnp.sum(counts(targets)), 1)

@@ -1,0 +1,133 @@
+"""``train``: whole epochs compiled, data on the device, everything a method tells kept."""
+
+import time
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from soaa_edu.data import Dataset
+from soaa_edu.optimizers import Optimizer
+from soaa_edu.training.epoch import (
+    automatic,
+    check_run,
+    copied_to,
+    measure,
+    on_device,
+    precision,
+    run_epoch,
+    strongly_typed,
+)
+from soaa_edu.training.history import History
+
+
+def train(
+    optimizer: Optimizer,
+    params: Any,
+    data: Dataset,
+    *,
+    epochs: int,
+    batch_size: int,
+    key: jax.Array,
+    evaluate: bool = True,
+    progress: bool = True,
+    mesh: Mesh | None = None,
+) -> History:
+    """Train for whole epochs, reshuffled each time, the last partial batch dropped.
+
+    An epoch is one compiled program, reused as long as the optimizer and the shapes are the same.
+    A run whose loss is no longer finite at the end of an epoch stops there; the steps it did not
+    take are ``nan``.
+
+    Args:
+        optimizer: those with the same ``step`` are compiled once.
+        params: any pytree of arrays.
+        data: examples along the first axis.
+        epochs: how often every example is seen.
+        batch_size: examples a step.
+        key: for the order of the examples and for methods that draw.
+        evaluate: measure loss and accuracy on the test set after each epoch.
+        progress: show a progress bar.
+        mesh: devices that share each batch; everything else is held whole by each of them.
+
+    Raises:
+        ValueError: a batch larger than the data, or one that the devices cannot share evenly,
+            inputs and targets of different lengths, or no whole number of epochs or examples.
+    """
+    mesh = automatic(mesh)
+    check_run(data, epochs, batch_size, 1 if mesh is None else mesh.size)
+    train_set = copied_to(mesh, on_device(data.train))
+    evaluated = None
+    if evaluate and data.test is not None and optimizer.objective is not None:
+        test_set = copied_to(mesh, on_device(data.test))
+        evaluated = partial(_measure, optimizer.objective, batch=test_set)
+
+    params = copied_to(mesh, strongly_typed(params))
+    state = copied_to(mesh, strongly_typed(optimizer.init(params)))
+    keys = copied_to(mesh, jax.random.split(key, epochs))
+    arguments = (params, state, train_set, keys[0])
+    one_epoch = _compiled_epoch(optimizer.step, batch_size, mesh, arguments)
+    nothing = np.full(epochs, np.nan)
+    test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
+    told: list[dict[str, np.ndarray]] = []
+    bar = tqdm(range(epochs), desc="training", unit="epoch", disable=not progress)
+    for epoch in bar:
+        began = time.perf_counter()
+        params, state, info = jax.block_until_ready(
+            one_epoch(params, state, train_set, keys[epoch])
+        )
+        seconds[epoch] = time.perf_counter() - began
+        told.append(jax.tree.map(np.asarray, info))
+        if evaluated is not None:
+            test_loss[epoch], test_accuracy[epoch] = evaluated(params)
+        bar.set_postfix(loss=f"{told[-1]['loss'].mean():.4g}")
+        if not np.isfinite(told[-1]["loss"][-1]):
+            bar.close()
+            break
+    steps = epochs * (len(train_set[0]) // batch_size)
+    info = {name: _filled([part[name] for part in told], steps) for name in told[0]}
+    return History(info.pop("loss"), test_loss, test_accuracy, seconds, params, info)
+
+
+def _compiled_epoch(
+    optimizer_step: Callable, batch_size: int, mesh: Mesh | None, arguments: tuple
+) -> Callable:
+    leaves, structure = jax.tree.flatten(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
+        )
+    )
+    return _compile(optimizer_step, batch_size, mesh, structure, tuple(leaves), precision())
+
+
+@lru_cache(maxsize=64)
+def _compile(
+    optimizer_step: Callable,
+    batch_size: int,
+    mesh: Mesh | None,
+    structure: Any,
+    leaves: tuple,
+    precision: tuple,
+) -> Callable:
+    arguments = jax.tree.unflatten(structure, leaves)
+    results = None
+    if mesh is not None:
+        params, state, train_set, _ = jax.tree.map(lambda x: x.sharding, arguments)
+        results = (params, state, train_set[0])
+    epoch = partial(run_epoch, optimizer_step, batch_size, mesh=mesh)
+    return jax.jit(epoch, out_shardings=results).lower(*arguments).compile()
+
+
+_measure = jax.jit(measure, static_argnums=0)
+
+
+def _filled(parts: list[np.ndarray], steps: int) -> np.ndarray:
+    """All parts in a row, ``nan`` for the steps that were not taken."""
+    taken = np.concatenate(parts)
+    if len(taken) == steps:
+        return taken
+    return np.concatenate([taken, np.full(steps - len(taken), np.nan)])

@@ -1,0 +1,94 @@
+import numpy as np
+import optax
+import pytest
+
+from soaa_edu import Objective, first_order, softmax_cross_entropy
+from soaa_edu.data import Dataset
+from soaa_edu.models import mlp
+from soaa_edu.studies import searches
+from soaa_edu.studies.runs import HIGHEST_LOSS, training_run
+
+DATA = Dataset(train=(np.eye(3, dtype=np.float32), np.arange(3)))
+OBJECTIVE = Objective(mlp([3, 4]), softmax_cross_entropy)
+
+
+def scored(function):
+    """Scores of a grid of one axis."""
+    return lambda grid: [function(value) for value in grid["a"]]
+
+
+def test_a_search_widens_until_the_best_is_inside():
+    found = searches.search({"a": [1.0, 2.0, 4.0]}, scored(lambda a: abs(np.log2(a) - 5)))
+    assert found["points"] == {"a": [1, 2, 4, 8, 16, 32, 64]}
+    assert found["scores"] == [5, 4, 3, 2, 1, 0, 1]
+    assert found["best"] == {"a": 32}
+
+
+def test_a_search_inside_its_grid_tries_nothing_else():
+    found = searches.search({"a": [1.0, 2.0, 4.0]}, scored(lambda a: abs(a - 2.5)))
+    assert (found["points"], found["best"]) == ({"a": [1, 2, 4]}, {"a": 2})
+
+
+def test_a_search_widens_downwards_too_and_gives_up_after_six_tries():
+    found = searches.search({"a": [1.0, 10.0]}, scored(lambda a: a))
+    np.testing.assert_allclose(found["points"]["a"], 10.0 ** np.arange(-6, 2))
+    assert found["best"] == {"a": min(found["points"]["a"])}
+
+
+def test_a_diverged_try_is_never_the_best():
+    found = searches.search({"a": [1.0, 2.0, 4.0]}, scored(lambda a: np.nan if a > 2 else 3 - a))
+    assert found["best"] == {"a": 2}
+    assert found["scores"] == [2, 1, HIGHEST_LOSS]
+
+
+def test_a_grid_of_two_axes_is_widened_by_a_whole_row():
+    asked = []
+
+    def scores(grid):
+        asked.append({name: list(values) for name, values in grid.items()})
+        a, b = np.meshgrid(*grid.values(), indexing="ij")
+        return np.log2(a / 8) ** 2 + np.log10(b) ** 2
+
+    found = searches.search({"a": [1.0, 2.0, 4.0], "b": [0.1, 1.0, 10.0]}, scores)
+    assert asked[1:] == [{"a": [a], "b": [0.1, 1.0, 10.0]} for a in (8, 16)]
+    assert found["best"] == {"a": 8, "b": 1}
+    assert len(found["scores"]) == 15
+    at_best = found["points"]["a"].index(8) + 1
+    assert [found["points"][name][at_best] for name in "ab"] == [8, 1]
+
+
+@pytest.mark.parametrize("values, grid", [(1, [3]), (3, [1.5, 3, 6]), (4, [0.75, 1.5, 3, 6])])
+def test_a_grid_stands_around_its_middle(values, grid):
+    assert searches.grid_around(3.0, 2.0, values) == grid
+
+
+def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monkeypatch):
+    def swept(build, grid, *_, keys, **__):
+        loss = np.array([[[1 / value]] * len(keys) for value in grid["value"]])
+        if len(keys) == 2 and len(loss) > 1:
+            loss[1, 1] = np.nan
+        return {"loss": loss, "test_loss": loss, "test_accuracy": loss}
+
+    monkeypatch.setattr(searches, "sweep", swept)
+    settings = {"epochs": 1, "batch_size": 3, "seeds": 2}
+
+    def run(**more):
+        return searches.tuned_runs(descent, [1, 2, 4], DATA, **settings, **more)
+
+    assert run()["search"]["scores"][1] == 0.5
+    assert run(tuning_seeds=2)["search"]["scores"][:3] == [1, (0.5 + HIGHEST_LOSS) / 2, 0.25]
+
+
+def descent(rate):
+    return first_order(OBJECTIVE, optax.sgd(rate))
+
+
+def test_tuned_runs_are_those_of_training_with_the_best_value():
+    settings = {"epochs": 2, "batch_size": 2}
+    found = searches.tuned_runs(descent, [0.2], DATA, seeds=2, **settings)
+    assert found["search"]["best"] == 0.2
+    for seed, run in enumerate(found["runs"]):
+        alone = training_run(descent(0.2), seed, DATA, **settings)
+        np.testing.assert_allclose(run["loss"], alone["loss"], rtol=1e-6)
+        np.testing.assert_allclose(run["final_loss"], alone["final_loss"], rtol=1e-6)
+        assert run["diverged_at"] is None
