@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from soaa_edu import checks, studies
-from soaa_edu.studies.verdicts import UNSETTLED
+from soaa_edu.studies.verdicts import UNSETTLED, Verdict
 
 
 class Claim(NamedTuple):
@@ -63,11 +63,37 @@ LEDGER = {
         "Levenberg-Marquardt should adjust the damping", "future work", "adaptive_damping"
     ),
     "S11": Claim("Newton-Lanczos should set a trust region", "future work", "adaptive_damping"),
+    "P1": Claim(
+        "second-order methods win at large batch, for various architectures",
+        "accuracy against batch size (Fig. 1)",
+        "batch_sizes",
+    ),
     "P2": Claim(
         "PSGD's curvature depends on the number of iterations, not on the batch size, so it does "
         "not suit large batches",
         "c(P) along training (Fig. 2)",
         "psgd_criterion",
+    ),
+    "P3": Claim(
+        "with a very large dataset the benefit of second order is negligible",
+        "training curves of a character-level language model (Fig. 3)",
+        "dataset_sizes",
+    ),
+    "P4": Claim(
+        "the ratio of batch size to dataset size decides how much second order gains",
+        "Fig. 4; the sentence above it says the opposite of its caption",
+        "batch_over_dataset",
+    ),
+    "P5": Claim(
+        "curvature matters early: refreshing it often for 0.3 % of training is enough",
+        "Shampoo on DeiT-small, share of frequent refresh and later interval (Table 1)",
+        "early_refreshes",
+    ),
+    "P6": Claim(
+        "the smaller the batch, the smaller the best damping, in proportion, and damping is tied "
+        "to the learning rate",
+        "heat maps of learning rate and damping (Fig. 5)",
+        "damping_grids",
     ),
     "P7": Claim(
         "Gauss-Newton, K-FAC and Shampoo as one formula, with C⁻ᵉ",
@@ -125,19 +151,45 @@ def report(*names: str, folder: Path | None = None) -> str:
     return "\n\n".join(_entry(name, folder) for name in names or LEDGER)
 
 
+def table(folder: Path | None = None) -> str:
+    """The whole ledger in Markdown: each claim, its verdict, and a number for each answer in it.
+
+    Args:
+        folder: where results are stored.
+    """
+    lines = ["| | the source claims | verdict | for example |", "|---|---|---|---|"]
+    for name, claim in LEDGER.items():
+        found = _verdict(name, folder)
+        if found is None:
+            lines.append(f"| {name} | {claim.text} | not computed yet | |")
+            continue
+        verdict, scale = found
+        firsts = {part.holds: part for part in reversed(verdict.parts)}
+        examples = "<br>".join(str(firsts[a]) for a in (True, False, None) if a in firsts)
+        lines.append(f"| {name} | {claim.text} | {verdict.answer} ({scale}) | {examples} |")
+    return "\n".join(lines)
+
+
 def _entry(name: str, folder: Path | None) -> str:
     claim = LEDGER[name]
     lines = [f"{name}  {claim.text}", f"    source: {claim.reported}"]
-    results = studies.largest_stored(claim.study, folder)
-    if results is None:
+    found = _verdict(name, folder)
+    if found is None:
         return "\n".join([*lines, f"    not computed yet: soaa-edu reproduce {claim.study}"])
-    verdict = next(v for v in studies.verdicts(results) if v.claim == name)
-    preview = ", a preview" if results["scale"] == "quick" else ""
-    lines.append(
-        f"    verdict: {verdict.answer} ({results['scale']} scale{preview}, seeds: {verdict.seeds})"
-    )
+    verdict, scale = found
+    preview = ", a preview" if scale == "quick" else ""
+    lines.append(f"    verdict: {verdict.answer} ({scale} scale{preview}, seeds: {verdict.seeds})")
     lines += [f"      {part}" for part in verdict.parts]
     lines += [f"      {note}" for note in verdict.notes]
     if verdict.answer == UNSETTLED:
         lines.append(f"      would be settled by {verdict.settled_by}")
     return "\n".join(lines)
+
+
+def _verdict(name: str, folder: Path | None) -> tuple[Verdict, str] | None:
+    """The verdict of the largest stored results and their scale, or ``None``."""
+    results = studies.largest_stored(LEDGER[name].study, folder)
+    if results is None:
+        return None
+    (verdict,) = (v for v in studies.verdicts(results) if v.claim == name)
+    return verdict, results["scale"]

@@ -1,6 +1,6 @@
 """The book's pictures: one style, colours that every reader can tell apart, a few kinds of plot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,14 @@ def binned(values: Any, bins: int) -> np.ndarray:
     """Means over ``bins`` consecutive stretches of the last axis, as even as they come."""
     stretches = np.array_split(np.asarray(values, float), bins, axis=-1)
     return np.stack([stretch.mean(axis=-1) for stretch in stretches], axis=-1)
+
+
+def sizes_axis(axes: Axes, sizes: Sequence[int]) -> None:
+    """A logarithmic x axis with a tick at each size, or at every other one where there are many."""
+    axes.set_xscale("log")
+    axes.set_xticks(sizes[:: 1 if len(sizes) < 6 else 2])
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
 
 
 def contours(

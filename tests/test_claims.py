@@ -62,3 +62,13 @@ def test_the_verdict_is_computed_from_the_stored_numbers(folder):
     results["cells"]["arithmetic"]["gigabytes"] = [3e27, 4e27, 5e27]
     save_json(path, results)
     assert "verdict: holds (" in claims.report("S9", folder=folder)
+
+
+def test_the_table_has_a_row_for_every_claim_and_a_number_for_each_answer(folder):
+    head, _, *rows = claims.table(folder).splitlines()
+    assert head.count("|") == 5
+    assert len(rows) == len(claims.LEDGER)
+    row = rows[list(claims.LEDGER).index("S9")]
+    assert row.startswith(f"| S9 | {claims.LEDGER['S9'].text} | holds in part (quick) | yes: ")
+    assert row.count("<br>no: ") == 1
+    assert rows[0] == f"| S1 | {claims.LEDGER['S1'].text} | not computed yet | |"

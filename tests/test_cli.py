@@ -1,5 +1,6 @@
 import jax
 import pytest
+from filelock import FileLock
 
 import soaa_edu
 from soaa_edu import claims, cli, studies
@@ -78,6 +79,17 @@ def test_a_folder_that_cannot_be_written_gets_a_message_and_status_2(folder, cap
     file.touch()
     assert cli.main(["reproduce", "inverting_gpt4", "--output", str(file)]) == 2
     assert "a_file" in capsys.readouterr().err
+
+
+def test_a_study_that_another_process_computes_gets_a_message_and_status_2(folder, capsys):
+    (folder / "unfinished").mkdir()
+    with FileLock(folder / "unfinished" / "inverting_gpt4.quick.lock"):
+        assert cli.main(["reproduce", "inverting_gpt4"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("soaa-edu: another process computes inverting_gpt4 at the scale quick")
+    assert err.count("\n") == 1
+    assert not out
+    assert cli.main(["reproduce", "inverting_gpt4"]) == 0
 
 
 def test_an_interruption_says_how_to_go_on(folder, capsys, monkeypatch):

@@ -78,3 +78,16 @@ def test_save_writes_a_png_and_closes_the_figure(tmp_path):
     plotting.save(figure, tmp_path / "picture.png")
     assert plt.imread(tmp_path / "picture.png").ndim == 3
     assert not plt.fignum_exists(figure.number)
+
+
+@pytest.mark.parametrize(
+    "sizes, ticks",
+    [([64, 1024], ["64", "1,024"]), ([1, 2, 4, 8, 16, 32], ["1", "4", "16"])],
+)
+def test_sizes_stand_at_ticks_of_their_own(axes, sizes, ticks):
+    axes.plot(sizes, sizes)
+    plotting.sizes_axis(axes, sizes)
+    axes.figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_xticklabels()] == ticks
+    assert axes.get_xticklabels(minor=True) == []
+    assert axes.get_xscale() == "log"

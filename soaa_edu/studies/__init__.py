@@ -6,11 +6,14 @@ numbers), ``figure(results)`` and ``verdicts(results)``.
 """
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -34,6 +37,10 @@ NAMES = (
     "soaa_and_cat",
     "soaa_race",
     "batch_sizes",
+    "damping_grids",
+    "dataset_sizes",
+    "batch_over_dataset",
+    "early_refreshes",
 )
 SCALES = ("quick", "laptop", "gpu")
 
@@ -63,7 +70,7 @@ def run(name: str, scale: str, *, keep: Path | None = None, progress: bool = Fal
         scale: ``"quick"``, ``"laptop"`` or ``"gpu"``.
         keep: a folder in which every finished cell is kept, so that an interrupted study resumes.
             What another version, device or setting left there is thrown away.
-        progress: show a progress bar.
+        progress: show a progress bar, with the cell that is computed and the time left.
 
     Returns:
         A dict with the study's name, scale, settings, its ``cells`` and their provenance.
@@ -74,16 +81,26 @@ def run(name: str, scale: str, *, keep: Path | None = None, progress: bool = Fal
     origin = provenance()
     if keep is not None:
         _clear_if_stale(keep, {**settings._asdict(), "budget": None, **_environment(origin)})
-    finished = {}
     cells = study.cells(settings)
-    for cell, compute in tqdm(cells.items(), desc=f"{name} ({scale})", disable=not progress):
-        finished[cell] = compute() if keep is None else _kept(keep / f"{cell}.json", compute)
+    finished = {} if keep is None else _kept(keep, cells)
+    todo = {cell: compute for cell, compute in cells.items() if cell not in finished}
+    with tqdm(
+        total=len(cells),
+        initial=len(finished),
+        desc=f"{name} ({scale})",
+        unit="cell",
+        disable=not progress,
+    ) as bar:
+        for cell, compute in todo.items():
+            bar.set_postfix_str(cell)
+            finished[cell] = compute() if keep is None else _computed(keep, cell, compute)
+            bar.update()
     return {
         "study": name,
         "scale": scale,
         "settings": settings._asdict(),
         "provenance": origin,
-        "cells": finished,
+        "cells": {cell: finished[cell] for cell in cells},
     }
 
 
@@ -91,16 +108,24 @@ def reproduce(name: str, scale: str, folder: Path | None = None) -> dict:
     """Compute a study, resuming what was interrupted; keep its numbers and its picture.
 
     Writes ``NAME.SCALE.json`` and ``NAME.SCALE.png`` to ``folder``, by default
-    ``results_folder()``.
+    ``results_folder()``, and finished cells to its ``unfinished``.
+
+    Raises:
+        BlockingIOError: another process computes the same study into the same folder.
+        ValueError: an unknown study or scale.
     """
+    checks.one_of("scale", scale, SCALES)
+    get(name)
     folder = folder or results_folder()
     keep = folder / "unfinished" / f"{name}.{scale}"
-    results = run(name, scale, keep=keep, progress=True)
     path = folder / f"{name}.{scale}.json"
-    save_json(path, results)
-    plotting.save(figure(name, load_json(path)), path.with_suffix(".png"))
-    shutil.rmtree(keep)
-    return load_json(path)
+    with _locked(name, scale, keep):
+        results = run(name, scale, keep=keep, progress=True)
+        save_json(path, results)
+        results = load_json(path)
+        plotting.save(figure(name, results), path.with_suffix(".png"))
+        shutil.rmtree(keep)
+    return results
 
 
 def stored(name: str, scale: str, folder: Path | None = None) -> dict:
@@ -151,7 +176,31 @@ def _clear_if_stale(folder: Path, fingerprint: dict[str, Any]) -> None:
     save_json(path, fingerprint)
 
 
-def _kept(path: Path, compute: Any) -> Any:
-    if not path.exists():
-        save_json(path, compute())
+def _kept(folder: Path, cells: dict[str, Callable]) -> dict[str, Any]:
+    """The cells that an interrupted run finished."""
+    paths = {cell: folder / f"{cell}.json" for cell in cells}
+    return {cell: load_json(path) for cell, path in paths.items() if path.exists()}
+
+
+def _computed(folder: Path, cell: str, compute: Callable) -> Any:
+    """A cell as it comes back from its file, so that a resumed study ends in the same numbers."""
+    path = folder / f"{cell}.json"
+    save_json(path, compute())
     return load_json(path)
+
+
+def _locked(name: str, scale: str, keep: Path) -> AbstractContextManager:
+    """Keeps other processes away from a study's unfinished cells.
+
+    The lock's file lies beside their folder and stays there: were it removed, a process that has
+    it open and one that makes it anew would both hold it. The system drops the lock of a process
+    that dies.
+    """
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return FileLock(f"{keep}.lock").acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another process computes {name} at the scale {scale} into {keep.parent.parent}: wait "
+            "for it to end, or give another --output"
+        ) from error

@@ -22,7 +22,8 @@ def search(grid: Grid, scores: Callable[[Grid], Any]) -> dict[str, Any]:
     """Try every point of a grid; widen the grid while the best point is at an edge of it.
 
     Args:
-        grid: name -> values, ascending and evenly spaced in ratio; a single value is never widened.
+        grid: name -> values, ascending and evenly spaced in ratio; a single value is never
+            widened, and a single point is taken untried, with a score of ``nan``.
         scores: grid -> what to make small, an axis for each name in order; ``nan``, and anything
             above, counts as 10.
 
@@ -40,7 +41,10 @@ def search(grid: Grid, scores: Callable[[Grid], Any]) -> dict[str, Any]:
         points = sorted(found, key=found.__getitem__)
         return dict(zip(axes, points[0], strict=True))
 
-    try_all(axes)
+    if all(len(values) == 1 for values in axes.values()):
+        found[tuple(value for (value,) in axes.values())] = np.nan
+    else:
+        try_all(axes)
     for _ in range(MOST_WIDENINGS):
         beyond = next(_beyond(axes, best()), None)
         if beyond is None:

@@ -13,34 +13,43 @@ from soaa_edu.data import Dataset
 from soaa_edu.objective import Objective, counts
 
 
+@partial(jax.jit, static_argnums=(1, 2))
+def draw_order(key: jax.Array, examples: int, batch_size: int) -> tuple[jax.Array, jax.Array]:
+    """The examples of every step of an epoch, ``(steps, batch_size)``, and a key for each step.
+
+    Every example comes once, less the last partial batch. This is a program of its own, since
+    compiling random numbers takes long and all methods can share it.
+    """
+    order_key, step_key = jax.random.split(key)
+    steps = examples // batch_size
+    order = jax.random.permutation(order_key, examples)[: steps * batch_size]
+    return order.reshape(steps, batch_size), jax.random.split(step_key, steps)
+
+
 def run_epoch(
     step: Callable,
-    batch_size: int,
     params: Any,
     state: Any,
     train_set: Any,
-    key: jax.Array,
+    order: jax.Array,
+    keys: jax.Array,
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Any, Any, dict]:
-    """Every example once, in an order drawn anew, less the last partial batch.
+    """The steps of an epoch.
 
     Args:
         step: of an ``Optimizer``.
-        batch_size: examples a step.
         params: at the start.
         state: at the start.
         train_set: inputs and targets.
-        key: for the order, and for the steps.
+        order: which of them each step takes, ``(steps, batch_size)``.
+        keys: one for each step.
         mesh: of devices over which each batch is split.
 
     Returns:
         The parameters, the state, and what every step told, name -> ``(steps,)``.
     """
-    order_key, step_key = jax.random.split(key)
-    examples = len(train_set[0])
-    steps = examples // batch_size
-    order = jax.random.permutation(order_key, examples)[: steps * batch_size]
 
     def take(carry: tuple, chosen: tuple) -> tuple[tuple, dict]:
         (params, state), (rows, key) = carry, chosen
@@ -48,11 +57,7 @@ def run_epoch(
         params, state, info = step(params, state, batch, key)
         return (params, state), info
 
-    (params, state), info = jax.lax.scan(
-        take,
-        (params, state),
-        (order.reshape(steps, batch_size), jax.random.split(step_key, steps)),
-    )
+    (params, state), info = jax.lax.scan(take, (params, state), (order, keys))
     return params, state, info
 
 
@@ -94,6 +99,14 @@ def strongly_typed(tree: Any) -> Any:
     """The tree as arrays without weak types, which a compiled program tells from strong ones."""
     arrays = jax.tree.map(jnp.asarray, tree)
     return jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), arrays)
+
+
+def shapes(arrays: Any) -> tuple[Any, tuple]:
+    """Structure and shapes of arrays, by which a program compiled for them is found again."""
+    leaves, structure = jax.tree.flatten(
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arrays)
+    )
+    return structure, tuple(leaves)
 
 
 def precision() -> tuple:

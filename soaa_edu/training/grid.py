@@ -1,9 +1,9 @@
 """``sweep``: one compiled program trains a whole grid of hyperparameters and seeds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ from soaa_edu.optimizers import Optimizer
 from soaa_edu.training.epoch import (
     automatic,
     check_run,
+    copied_to,
+    draw_order,
     measure,
     on_device,
     precision,
     run_epoch,
+    shapes,
     strongly_typed,
 )
 
@@ -45,7 +48,8 @@ def sweep(
     Values that are no floats, such as intervals or names, and a float of zero, which may choose
     another algorithm, get a program each.
 
-    A run whose loss is no longer finite stands still from there, and its losses are ``nan``.
+    A run whose loss is no longer finite stands still from that step on, and all it tells from
+    there is ``nan``.
 
     Args:
         build: ``(**point) -> Optimizer``. It sees floats as traced arrays.
@@ -60,98 +64,75 @@ def sweep(
         mesh: devices that share the runs.
 
     Returns:
-        ``loss`` and whatever else the method tells at each step, ``(*grid, keys, steps)``, the
-        grid's axes in its order; ``test_loss`` and ``test_accuracy``, ``(*grid, keys, epochs)``,
-        ``nan`` where nothing was evaluated.
+        ``loss`` and whatever else a method tells at each step, ``(*grid, keys, steps)``, the
+        grid's axes in its order; ``test_loss`` and ``test_accuracy``, ``(*grid, keys, epochs)``.
+        ``nan`` where a run tells nothing.
 
     Raises:
         ValueError: a bad value in the grid, an empty axis, a single key in place of an array, or
             what ``train`` raises.
     """
     check_run(data, epochs, batch_size)
+    keys = jnp.asarray(keys)
+    _check_keys(keys)
     axes = {name: [_plain(value) for value in values] for name, values in grid.items()}
     for name, values in axes.items():
         if not values:
             raise ValueError(f"the grid has no values of {name}: give at least one")
-    if jnp.ndim(keys) != 1:
-        raise ValueError(
-            f"keys must be an array of keys, got shape {jnp.shape(keys)}: try jax.random.split(key)"
-        )
     points = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    objectives = [build(**point).objective for point in points]
-    test = data.test if evaluate and objectives[0] is not None else None
-    sets = (on_device(data.train), None if test is None else on_device(test))
-    make = params if callable(params) else None
-    start = None if callable(params) else strongly_typed(params)
+    for point in points:
+        build(**point)
 
-    devices = automatic(mesh)
-    results: list[Any] = [None] * (len(points) * len(keys))
-    for fixed, places in _by_program(points):
-        runs = [(place * len(keys) + k, place, k) for place in places for k in range(len(keys))]
-        names = [name for name in axes if name not in dict(fixed)]
-        program, at_once = _program(
-            build, fixed, make, epochs, batch_size, devices, len(runs), (names, start, sets, keys)
-        )
-        for first in range(0, len(runs), at_once):
-            chunk = runs[first : first + at_once]
-            filled = chunk + chunk[-1:] * (at_once - len(chunk))
-            numbers = {name: _floats([points[p][name] for _, p, _ in filled]) for name in names}
-            chosen = keys[np.array([k for *_, k in filled])]
-            told = jax.tree.map(np.asarray, program(numbers, chosen, start, sets))
-            for i, (where, *_) in enumerate(chunk):
-                results[where] = {name: array[i] for name, array in told.items()}
-    shape = (*(len(values) for values in axes.values()), len(keys))
-    stacked = {name: np.stack([run[name] for run in results]) for name in results[0]}
-    return {name: array.reshape(*shape, *array.shape[1:]) for name, array in stacked.items()}
+    mesh = automatic(mesh)
+    train_set = on_device(data.train)
+    test_set = on_device(data.test) if evaluate and data.test is not None else None
+    data_sets = copied_to(mesh, (train_set, test_set))
+    start = params if callable(params) else strongly_typed(params)
+    of_keys = _stacked(
+        [_beginning(start, key, epochs, len(train_set[0]), batch_size) for key in keys]
+    )
 
-
-def _plain(value: Any) -> Any:
-    """A number of JAX or NumPy as one of Python."""
-    return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+    results = {}
+    for fixed, places in _by_program(points).items():
+        runs = [(place, k) for place in places for k in range(len(keys))]
+        numbers = {
+            name: jnp.asarray([points[place][name] for place, _ in runs])
+            for name in axes
+            if name not in dict(fixed)
+        }
+        which = np.array([k for _, k in runs])
+        told = _train_all(Plan(build, fixed, mesh), numbers, which, of_keys, data_sets)
+        for i, run in enumerate(runs):
+            results[run] = {name: array[i] for name, array in told.items()}
+    return _in_order(results, (*map(len, axes.values()), len(keys)))
 
 
-def _floats(values: list[float]) -> jax.Array:
-    return jnp.asarray(values, jnp.result_type(float))
+class Beginning(NamedTuple):
+    """Where the run of a key starts, and what its steps take.
+
+    Attributes:
+        params: at the start.
+        order: the examples of each step, ``(epochs, steps, batch_size)``.
+        keys: one for each step, ``(epochs, steps)``.
+    """
+
+    params: Any
+    order: jax.Array
+    keys: jax.Array
 
 
-def _by_program(points: list[dict]) -> Iterator[tuple[tuple, list[int]]]:
-    """What a program keeps fixed, and the places of the points that it serves."""
-    groups: dict[tuple, list[int]] = {}
-    for place, point in enumerate(points):
-        fixed = tuple((n, v) for n, v in point.items() if not isinstance(v, float) or v == 0)
-        groups.setdefault(fixed, []).append(place)
-    yield from groups.items()
+class Plan(NamedTuple):
+    """What is fixed in a compiled program.
 
+    Attributes:
+        build: ``(**point) -> Optimizer``.
+        fixed: the part of every point that is not given as arrays, pairs of name and value.
+        mesh: devices that share the runs.
+    """
 
-def _program(
-    build: Callable,
-    fixed: tuple,
-    make: Callable | None,
-    epochs: int,
-    batch_size: int,
-    mesh: Mesh | None,
-    runs: int,
-    given: tuple,
-) -> tuple[Callable, int]:
-    """The compiled program, and how many runs it takes at once: as many as memory holds."""
-    names, start, sets, keys = given
-    device = (jax.devices() if mesh is None else mesh.devices.flat)[0]
-    devices = 1 if mesh is None else mesh.size
-    each = min(side_by_side(device), -(-runs // devices))
-    while True:
-        at_once = devices * each
-        arguments = (
-            {name: jax.ShapeDtypeStruct((at_once,), jnp.result_type(float)) for name in names},
-            jax.ShapeDtypeStruct((at_once, *keys.shape[1:]), keys.dtype),
-            *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (start, sets)),
-        )
-        leaves, structure = jax.tree.flatten(arguments)
-        program = _compile(
-            build, fixed, make, epochs, batch_size, mesh, structure, tuple(leaves), precision()
-        )
-        if each == 1 or _needed(program) <= free_memory(device):
-            return program, at_once
-        each = -(-each // 2)
+    build: Callable[..., Optimizer]
+    fixed: tuple
+    mesh: Mesh | None
 
 
 def side_by_side(device: Any) -> int:
@@ -165,75 +146,152 @@ def free_memory(device: Any) -> float:
     return told.get("bytes_limit", np.inf) - told.get("bytes_in_use", 0)
 
 
+def _check_keys(keys: jax.Array) -> None:
+    row = keys.ndim == 1 and len(keys) > 0
+    if not (row and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)):
+        raise ValueError(
+            f"keys must be a row of keys, got {keys.dtype} of shape {keys.shape}: "
+            "try jax.random.split(jax.random.key(0), 3)"
+        )
+
+
+def _plain(value: Any) -> Any:
+    """A number of JAX or NumPy as one of Python."""
+    return value.item() if isinstance(value, np.generic | np.ndarray | jax.Array) else value
+
+
+def _by_program(points: list[dict]) -> dict[tuple, list[int]]:
+    """What a program keeps fixed -> the places of the points that it serves."""
+    groups: dict[tuple, list[int]] = {}
+    for place, point in enumerate(points):
+        fixed = tuple((n, v) for n, v in point.items() if not isinstance(v, float) or v == 0)
+        groups.setdefault(fixed, []).append(place)
+    return groups
+
+
+def _in_order(results: dict[tuple, dict], shape: tuple) -> dict[str, np.ndarray]:
+    """Results of runs by their place and key, as arrays of such a shape."""
+    runs = [results[run] for run in sorted(results)]
+    stacked = {
+        name: np.stack([run.get(name, np.full_like(run["loss"], np.nan)) for run in runs])
+        for name in dict.fromkeys(name for run in runs for name in run)
+    }
+    return {name: array.reshape(*shape, -1) for name, array in stacked.items()}
+
+
+def _beginning(
+    start: Any, key: jax.Array, epochs: int, examples: int, batch_size: int
+) -> Beginning:
+    if callable(start):
+        init_key, key = jax.random.split(key)
+        start = strongly_typed(jax.jit(start)(init_key))
+    drawn = [draw_order(k, examples, batch_size) for k in jax.random.split(key, epochs)]
+    return Beginning(start, *_stacked(drawn))
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
+
+
+def _train_all(
+    plan: Plan,
+    numbers: dict[str, jax.Array],
+    which: np.ndarray,
+    of_keys: Beginning,
+    data_sets: tuple,
+) -> dict[str, np.ndarray]:
+    """What every run tells, ``(runs, steps)`` or ``(runs, epochs)``, in chunks that fit.
+
+    ``which`` says with which key a run begins, ``(runs,)``.
+    """
+    runs = len(which)
+
+    def arguments(first: int, at_once: int) -> tuple:
+        """Those of so many runs; the last one is repeated where no more are left."""
+        chosen = np.minimum(np.arange(first, first + at_once), runs - 1)
+        own = jax.tree.map(lambda array: array[chosen], numbers)
+        begun = jax.tree.map(lambda array: array[which[chosen]], of_keys)
+        return (*copied_to(plan.mesh, (own, begun)), data_sets)
+
+    device, devices = jax.devices()[0], 1
+    if plan.mesh is not None:
+        device, devices = plan.mesh.devices.flat[0], plan.mesh.size
+    chunks = -(-runs // (devices * side_by_side(device)))
+    while True:
+        each = -(-runs // (devices * chunks))
+        at_once = devices * each
+        program = _compile(plan, *shapes(arguments(0, at_once)), precision())
+        if each == 1 or _needed(program) <= free_memory(device):
+            break
+        chunks *= 2
+    told = [
+        jax.tree.map(np.asarray, program(*arguments(first, at_once)))
+        for first in range(0, runs, at_once)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:runs], *told)
+
+
 def _needed(program: Any) -> int:
     """Bytes that a compiled program takes beside its arguments."""
-    plan = program.memory_analysis()
-    return 0 if plan is None else plan.temp_size_in_bytes + plan.output_size_in_bytes
+    needs = program.memory_analysis()
+    return 0 if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
 
 
 @lru_cache(maxsize=64)
-def _compile(
-    build: Callable,
-    fixed: tuple,
-    make: Callable | None,
-    epochs: int,
-    batch_size: int,
-    mesh: Mesh | None,
-    structure: Any,
-    leaves: tuple,
-    precision: tuple,
-) -> Callable:
-    """A program of the runs that it is given, each device taking its share."""
-    arguments = jax.tree.unflatten(structure, leaves)
+def _compile(plan: Plan, structure: Any, leaves: tuple, precision: tuple) -> Callable:
+    """A program of all the runs that it is given, each device taking its share.
 
-    def run(numbers: dict, key: jax.Array, start: Any, sets: tuple) -> dict:
-        params = start
-        if make is not None:
-            init_key, key = jax.random.split(key)
-            params = strongly_typed(make(init_key))
-        return _whole_run(build(**numbers, **dict(fixed)), params, sets, epochs, batch_size, key)
+    Numbers are weakly typed, as Python's are: they never change the type of the parameters.
+    """
+    numbers, begun, data_sets = jax.tree.unflatten(structure, leaves)
+    weak = jax.tree.map(lambda x: x.update(weak_type=True), numbers)
 
-    def share(numbers: dict, keys: jax.Array, start: Any, sets: tuple) -> dict:
-        if len(keys) > 1:
-            return jax.vmap(run, in_axes=(0, 0, None, None))(numbers, keys, start, sets)
-        (numbers, key) = jax.tree.map(lambda array: array[0], (numbers, keys))
-        return jax.tree.map(lambda array: array[None], run(numbers, key, start, sets))
+    def share(numbers: dict, begun: Beginning, data_sets: tuple) -> dict:
+        def run(numbers: dict, begun: Beginning) -> dict:
+            return _run(plan, numbers, begun, *data_sets)
 
-    if mesh is not None:
-        runs, everything = PartitionSpec(mesh.axis_names), PartitionSpec()
+        if len(begun.keys) > 1:
+            return jax.vmap(run)(numbers, begun)
+        told = run(*jax.tree.map(lambda array: array[0], (numbers, begun)))
+        return jax.tree.map(lambda array: array[None], told)
+
+    if plan.mesh is not None:
+        runs, whole = PartitionSpec(plan.mesh.axis_names), PartitionSpec()
         share = jax.shard_map(
             share,
-            mesh=mesh,
-            in_specs=(runs, runs, everything, everything),
+            mesh=plan.mesh,
+            in_specs=(runs, runs, whole),
             out_specs=runs,
             check_vma=False,
         )
-    return jax.jit(share).lower(*arguments).compile()
+    return jax.jit(share).lower(weak, begun, data_sets).compile()
 
 
-def _whole_run(
-    optimizer: Optimizer, params: Any, sets: tuple, epochs: int, batch_size: int, key: jax.Array
+def _run(
+    plan: Plan, numbers: dict, begun: Beginning, train_set: tuple, test_set: tuple | None
 ) -> dict[str, Any]:
-    train_set, test_set = sets
+    """One run: what it tells at each step, ``(steps,)``, and after each epoch, ``(epochs,)``."""
+    optimizer = plan.build(**numbers, **dict(plan.fixed))
 
     def guarded(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, dict]:
         """Counters of the state go on in a run that stands still, so that all runs share them."""
         alive, inner = state
         moved, inner, info = optimizer.step(params, inner, batch, key)
-        info = jax.tree.map(lambda told: jnp.where(alive, told, jnp.nan), info)
         alive &= jnp.isfinite(info["loss"])
         params = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, params)
+        info = jax.tree.map(lambda told: jnp.where(alive, told, jnp.nan), info)
         return params, (alive, inner), info
 
-    def epoch(carry: tuple, key: jax.Array) -> tuple[tuple, dict]:
-        params, state, info = run_epoch(guarded, batch_size, carry[0], carry[1], train_set, key)
+    def epoch(carry: tuple, drawn: tuple) -> tuple[tuple, tuple]:
+        (params, state), (order, keys) = carry, drawn
+        params, state, info = run_epoch(guarded, params, state, train_set, order, keys)
         measured: tuple[Any, Any] = (jnp.nan, jnp.nan)
-        if test_set is not None:
+        if test_set is not None and optimizer.objective is not None:
             measured = measure(optimizer.objective, params, test_set)
-        loss, accuracy = (jnp.where(state[0], value, jnp.nan) for value in measured)
-        return (params, state), {**info, "test_loss": loss, "test_accuracy": accuracy}
+        alive, _ = state
+        loss, accuracy = (jnp.where(alive, value, jnp.nan) for value in measured)
+        return (params, state), (info, {"test_loss": loss, "test_accuracy": accuracy})
 
-    state = (jnp.asarray(True), strongly_typed(optimizer.init(params)))
-    _, told = jax.lax.scan(epoch, (params, state), jax.random.split(key, epochs))
-    after = {name: told.pop(name) for name in ("test_loss", "test_accuracy")}
-    return {**{name: array.reshape(-1) for name, array in told.items()}, **after}
+    state = (jnp.asarray(True), strongly_typed(optimizer.init(begun.params)))
+    _, (steps, epochs) = jax.lax.scan(epoch, (begun.params, state), (begun.order, begun.keys))
+    return {**jax.tree.map(lambda told: told.reshape(-1), steps), **epochs}

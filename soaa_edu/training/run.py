@@ -16,10 +16,12 @@ from soaa_edu.training.epoch import (
     automatic,
     check_run,
     copied_to,
+    draw_order,
     measure,
     on_device,
     precision,
     run_epoch,
+    shapes,
     strongly_typed,
 )
 from soaa_edu.training.history import History
@@ -68,9 +70,12 @@ def train(
 
     params = copied_to(mesh, strongly_typed(params))
     state = copied_to(mesh, strongly_typed(optimizer.init(params)))
-    keys = copied_to(mesh, jax.random.split(key, epochs))
-    arguments = (params, state, train_set, keys[0])
-    one_epoch = _compiled_epoch(optimizer.step, batch_size, mesh, arguments)
+    orders = [
+        copied_to(mesh, draw_order(epoch_key, len(train_set[0]), batch_size))
+        for epoch_key in jax.random.split(key, epochs)
+    ]
+    arguments = shapes((params, state, train_set, *orders[0]))
+    one_epoch = _compile(optimizer.step, mesh, *arguments, precision())
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
     told: list[dict[str, np.ndarray]] = []
@@ -78,7 +83,7 @@ def train(
     for epoch in bar:
         began = time.perf_counter()
         params, state, info = jax.block_until_ready(
-            one_epoch(params, state, train_set, keys[epoch])
+            one_epoch(params, state, train_set, *orders[epoch])
         )
         seconds[epoch] = time.perf_counter() - began
         told.append(jax.tree.map(np.asarray, info))
@@ -93,21 +98,9 @@ def train(
     return History(info.pop("loss"), test_loss, test_accuracy, seconds, params, info)
 
 
-def _compiled_epoch(
-    optimizer_step: Callable, batch_size: int, mesh: Mesh | None, arguments: tuple
-) -> Callable:
-    leaves, structure = jax.tree.flatten(
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments
-        )
-    )
-    return _compile(optimizer_step, batch_size, mesh, structure, tuple(leaves), precision())
-
-
 @lru_cache(maxsize=64)
 def _compile(
     optimizer_step: Callable,
-    batch_size: int,
     mesh: Mesh | None,
     structure: Any,
     leaves: tuple,
@@ -116,9 +109,9 @@ def _compile(
     arguments = jax.tree.unflatten(structure, leaves)
     results = None
     if mesh is not None:
-        params, state, train_set, _ = jax.tree.map(lambda x: x.sharding, arguments)
+        params, state, train_set, *_ = jax.tree.map(lambda x: x.sharding, arguments)
         results = (params, state, train_set[0])
-    epoch = partial(run_epoch, optimizer_step, batch_size, mesh=mesh)
+    epoch = partial(run_epoch, optimizer_step, mesh=mesh)
     return jax.jit(epoch, out_shardings=results).lower(*arguments).compile()
 
 

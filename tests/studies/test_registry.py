@@ -1,4 +1,6 @@
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from soaa_edu import studies
 from soaa_edu.provenance import provenance
@@ -95,10 +98,11 @@ def test_a_run_tells_where_its_numbers_come_from(fake):
     np.testing.assert_array_equal(results["cells"]["second"]["numbers"], np.arange(3) / 3)
 
 
-def test_reproduce_leaves_the_numbers_and_the_picture_alone(fake, tmp_path):
+def test_reproduce_leaves_the_numbers_the_picture_and_the_lock_alone(fake, tmp_path):
     results = studies.reproduce("fake", "quick", tmp_path)
     files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"fake.quick.json", "fake.quick.png"}
+    assert files == {"fake.quick.json", "fake.quick.png", "fake.quick.lock"}
+    assert not any(path.is_dir() for path in (tmp_path / "unfinished").iterdir())
     assert (tmp_path / "fake.quick.png").read_bytes().startswith(b"\x89PNG")
     assert results == json.loads((tmp_path / "fake.quick.json").read_text())
     assert results["cells"]["first"] == {"numbers": [0, 0.333333, 0.666667], "lost": None}
@@ -115,6 +119,92 @@ def test_an_interrupted_study_resumes_where_it_stopped(fake, tmp_path):
     assert fake.computed == ["first", "second"]
     assert resumed["cells"] == whole["cells"]
     assert not (tmp_path / "unfinished" / "fake.quick").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+from soaa_edu import studies
+
+class Settings(NamedTuple):
+    size: int
+    budget: str
+
+sys.modules["soaa_edu.studies.fake"] = SimpleNamespace(
+    SCALES={"quick": Settings(3, "0 s")},
+    cells=lambda settings: {
+        "first": lambda: {"numbers": np.arange(settings.size) / 3, "lost": np.nan},
+        "second": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    },
+)
+studies.NAMES += ("fake",)
+studies.reproduce("fake", "quick", Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_study_resumes_where_it_stopped(fake, tmp_path):
+    whole = studies.reproduce("fake", "quick", tmp_path / "whole")
+    fake.computed.clear()
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not list(tmp_path.glob("*.json"))
+    resumed = studies.reproduce("fake", "quick", tmp_path)
+    assert fake.computed == ["second"]
+    assert list(resumed["cells"]) == ["first", "second"]
+    assert resumed["cells"] == whole["cells"]
+
+
+def test_a_study_that_another_process_computes_is_left_to_it(fake, tmp_path):
+    stored = studies.reproduce("fake", "quick", tmp_path)
+    interrupted(fake, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    fake.computed.clear()
+    message = "another process computes fake at the scale quick into .*: wait for it to end, or gi"
+    with FileLock(tmp_path / "unfinished" / "fake.quick.lock"):
+        with pytest.raises(BlockingIOError, match=message):
+            studies.reproduce("fake", "quick", tmp_path)
+        assert not fake.computed
+        assert before == {path: path.read_bytes() for path in before}
+        studies.reproduce("fake", "laptop", tmp_path)
+        studies.reproduce("fake", "quick", tmp_path / "elsewhere")
+    fake.computed.clear()
+    assert studies.reproduce("fake", "quick", tmp_path)["cells"] == stored["cells"]
+    assert fake.computed == ["second"]
+
+
+def test_nobody_else_computes_a_study_until_it_is_done(fake, tmp_path):
+    refused = []
+
+    def figure(results):
+        try:
+            studies.reproduce("fake", "quick", tmp_path)
+        except BlockingIOError as error:
+            refused.append(error)
+        return draw(results)
+
+    draw, fake.figure = fake.figure, figure
+    studies.reproduce("fake", "quick", tmp_path)
+    assert len(refused) == 1
+    assert fake.computed == ["first", "second"]
+
+
+def test_progress_shows_the_cell_and_counts_those_kept(fake, tmp_path, capfd):
+    interrupted(fake, tmp_path)
+    shown = capfd.readouterr().err
+    assert "0/2" in shown
+    assert "first" in shown
+    studies.reproduce("fake", "quick", tmp_path)
+    shown = capfd.readouterr().err
+    assert "0/2" not in shown
+    assert "1/2" in shown
+    assert "2/2" in shown
+    assert "second" in shown
+    assert "first" not in shown
 
 
 def test_cells_of_other_settings_are_thrown_away(fake, tmp_path):

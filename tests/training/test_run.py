@@ -7,11 +7,10 @@ import optax
 import pytest
 import scipy.special
 
-from soaa_edu import History, Objective, Optimizer, first_order, softmax_cross_entropy, train
+from soaa_edu import Objective, Optimizer, first_order, softmax_cross_entropy, train
 from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
 from soaa_edu.problems import random_quadratic, rosenbrock, saddle
-from soaa_edu.storage import StoredFileError, save_tree
 
 MODEL = mlp([3, 4])
 OBJECTIVE = Objective(MODEL, softmax_cross_entropy)
@@ -214,11 +213,6 @@ def test_a_run_that_diverges_is_recorded_at_its_step(rng):
     np.testing.assert_array_equal(np.isfinite(history.seconds), [True, True, False, False])
 
 
-def test_a_run_that_stays_finite_has_not_diverged(rng):
-    history = quiet(DESCENT, zeros(), draw(rng, 8), epochs=2, batch_size=4)
-    assert history.diverged_at is None
-
-
 def test_divergence_in_the_last_step_shows_in_the_test_loss(rng):
     history = quiet(
         gradient_descent(explode, 1e30), jnp.ones(()), draw(rng, 3, 3), epochs=1, batch_size=3
@@ -233,21 +227,6 @@ def test_a_last_step_to_infinity_counts_as_divergence_after_it(rng):
     )
     assert np.isfinite(history.loss).all()
     assert history.diverged_at == 1
-
-
-def test_a_history_comes_back_from_its_file(rng, tmp_path):
-    history = quiet(TELLING, zeros(), draw(rng, 9, 4), epochs=2, batch_size=4)
-    history.save(tmp_path / "history.npz")
-    found = History.load(tmp_path / "history.npz")
-    assert type(found) is History
-    assert jax.tree.structure(found) == jax.tree.structure(history)
-    jax.tree.map(np.testing.assert_array_equal, found, history)
-
-
-def test_a_file_of_something_else_is_no_history(tmp_path):
-    save_tree(tmp_path / "file.npz", {"weights": np.ones(3)}, {})
-    with pytest.raises(StoredFileError, match=r"file\.npz"):
-        History.load(tmp_path / "file.npz")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,427 @@
+"""Learning rate and damping of K-FAC and Gauss-Newton at each batch size (claim P6, Figure 5).
+
+A network sees its images a fixed number of times at every batch size, once for each learning rate,
+damping and seed of a grid. A seed's best damping at a batch size is where the loss, the lowest over
+the learning rates, has its minimum along the damping; between the grid's points a parabola in the
+logarithms says where. How the best damping grows is an exponent: the slope of its logarithm over
+that of the batch size, or of the learning rate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from soaa_edu import plotting
+from soaa_edu.data import Dataset, mnist
+from soaa_edu.models import mlp
+from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.optimizers import Optimizer, hessian_free, kfac
+from soaa_edu.studies.runs import capped
+from soaa_edu.studies.searches import grid_around
+from soaa_edu.studies.tables import as_text
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.training import sweep
+
+TITLE = "Learning rate and damping at each batch size"
+CLAIMS = ("P6",)
+LEAST_SEEDS = 3
+NEAR_PROPORTIONAL = 0.25
+"""How far from 1 an exponent may be and still count as proportional.
+
+Over the factor of 64 between the laptop's batch sizes this moves the best damping by a factor of
+64^0.25 = 2.8, less than one step of its grid.
+"""
+METHODS = {
+    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
+    "gauss_newton": {"label": "Gauss-Newton", "color": plotting.GREEN},
+}
+"""How each method looks in every picture."""
+COLOUR_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on one CPU core. Grids go from method to values.
+
+    K-FAC inverts ``inversions`` times an epoch, or at every step if there are fewer.
+    """
+
+    batch_sizes: tuple[int, ...]
+    learning_rates: dict[str, list[float]]
+    dampings: dict[str, list[float]]
+    images: int | None
+    hidden: int
+    epochs: int
+    inversions: int
+    seeds: int
+    budget: str
+
+
+RATES = {"kfac": grid_around(0.05, 4.0, 5), "gauss_newton": grid_around(0.5, 2.5, 5)}
+DAMPINGS = {"kfac": grid_around(0.025, 4.0, 7), "gauss_newton": grid_around(0.1, 4.0, 7)}
+SCALES = {
+    "quick": Settings(
+        (32, 128),
+        {"kfac": grid_around(0.05, 4.0, 3)},
+        {"kfac": grid_around(0.1, 10.0, 3)},
+        512,
+        8,
+        1,
+        4,
+        3,
+        "15 s",
+    ),
+    "laptop": Settings((32, 128, 512, 2048), RATES, DAMPINGS, 4096, 32, 3, 16, 3, "25 min"),
+    "gpu": Settings(
+        tuple(64 * 4**k for k in range(5)), RATES, DAMPINGS, None, 256, 20, 16, 5, "not measured"
+    ),
+}
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """A cell for each method, batch size and learning rate."""
+    sizes = [784, settings.hidden, settings.hidden, 10]
+    objective = Objective(mlp(sizes, jnp.tanh), softmax_cross_entropy)
+    data = mnist(settings.images)
+    found: dict[str, Callable[[], Any]] = {}
+    for method, rates in settings.learning_rates.items():
+        for batch_size in settings.batch_sizes:
+            steps = len(data.train[0]) // batch_size
+            make = partial(build, method, objective, max(steps // settings.inversions, 1))
+            for place, rate in enumerate(rates):
+                found[_cell(method, batch_size, place)] = partial(
+                    _row, make, rate, settings.dampings[method], data, batch_size, settings
+                )
+    return found
+
+
+def build(method: str, objective: Objective, invert_every: int, **point: Any) -> Optimizer:
+    """A method at a point of its grid; ``invert_every`` is K-FAC's."""
+    if method == "kfac":
+        return kfac(objective, invert_every=invert_every, **point)
+    return hessian_free(objective, curvature="gauss_newton", max_iterations=10, **point)
+
+
+def _cell(method: str, batch_size: int, place: int) -> str:
+    return f"{method}_at_{batch_size}.{place}"
+
+
+def _row(
+    build: Callable[..., Optimizer],
+    rate: float,
+    dampings: list[float],
+    data: Dataset,
+    batch_size: int,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Final losses and accuracies at a learning rate, ``(dampings, seeds)``."""
+    grid = {"learning_rate": [rate], "damping": dampings}
+    told = sweep(
+        build,
+        grid,
+        build(learning_rate=rate, damping=dampings[0]).objective.model.init,
+        data,
+        epochs=settings.epochs,
+        batch_size=batch_size,
+        keys=jnp.stack([jax.random.key(seed) for seed in range(settings.seeds)]),
+    )
+    last = max(len(data.train[0]) // batch_size // 10, 1)
+    return {
+        "loss": capped(told["loss"][0, ..., -last:].mean(axis=-1)),
+        "accuracy": np.nan_to_num(told["test_accuracy"][0, ..., -1]),
+    }
+
+
+def methods_of(results: dict) -> list[str]:
+    """The methods that these results are about."""
+    return [method for method in METHODS if method in results["settings"]["learning_rates"]]
+
+
+def grids(results: dict, method: str) -> tuple[np.ndarray, np.ndarray]:
+    """A method's learning rates and dampings."""
+    settings = results["settings"]
+    return np.array(settings["learning_rates"][method]), np.array(settings["dampings"][method])
+
+
+def over_grid(results: dict, method: str, batch_size: int, key: str = "loss") -> np.ndarray:
+    """A method's final losses or accuracies, ``(rates, dampings, seeds)``."""
+    rates, _ = grids(results, method)
+    return np.array(
+        [results["cells"][_cell(method, batch_size, place)][key] for place in range(len(rates))]
+    )
+
+
+def lowest_at(values: np.ndarray, losses: np.ndarray) -> float:
+    """Where losses are lowest along evenly spaced logarithms: a parabola's minimum, or an edge.
+
+    Args:
+        values: ascending, each the same factor times the one before, ``(n,)``.
+        losses: above zero, ``(n,)``.
+
+    Returns:
+        The minimum of the parabola in log ``values`` and log ``losses`` through the best of the
+        ``values`` and its neighbours; the best itself where it has but one.
+    """
+    best = int(losses.argmin())
+    if best in (0, len(values) - 1):
+        return float(values[best])
+    before, here, after = np.log(losses[best - 1 : best + 2])
+    bend = before - 2 * here + after
+    shift = (before - after) / (2 * bend) if bend > 0 else 0.0
+    return float(values[best] * (values[1] / values[0]) ** shift)
+
+
+def best_damping(results: dict, method: str, batch_size: int) -> np.ndarray:
+    """The damping of the lowest loss over all learning rates, one for each seed."""
+    _, dampings = grids(results, method)
+    lowest = over_grid(results, method, batch_size).min(axis=0)
+    return np.array([lowest_at(dampings, losses) for losses in lowest.T])
+
+
+def best_damping_at_rates(results: dict, method: str, batch_size: int) -> np.ndarray:
+    """The damping of the lowest loss at each learning rate, ``(rates, seeds)``."""
+    _, dampings = grids(results, method)
+    losses = over_grid(results, method, batch_size)
+    return np.array([[lowest_at(dampings, seed) for seed in at_rate.T] for at_rate in losses])
+
+
+def exponent(x: Any, y: np.ndarray) -> np.ndarray:
+    """The slope of log ``y`` over log ``x`` by least squares along the first axis of ``y``."""
+    log_x = np.log(np.asarray(x, float))
+    log_x -= log_x.mean()
+    return np.tensordot(log_x, np.log(y), axes=1) / (log_x @ log_x)
+
+
+def batch_exponent(results: dict, method: str) -> np.ndarray:
+    """The exponent of the best damping in the batch size, one for each seed."""
+    sizes = results["settings"]["batch_sizes"]
+    return exponent(sizes, np.array([best_damping(results, method, size) for size in sizes]))
+
+
+def batch_exponent_at_rates(results: dict, method: str) -> np.ndarray:
+    """The same at a fixed learning rate, mean over the rates, one for each seed."""
+    sizes = results["settings"]["batch_sizes"]
+    best = np.array([best_damping_at_rates(results, method, size) for size in sizes])
+    return exponent(sizes, best).mean(axis=0)
+
+
+def rate_exponent(results: dict, method: str) -> np.ndarray:
+    """The exponent of the best damping in the learning rate, mean over batch sizes, by seed.
+
+    Where the best lies at its grid's edge, the true exponent is the larger one in size.
+    """
+    rates, _ = grids(results, method)
+    sizes = results["settings"]["batch_sizes"]
+    best = (best_damping_at_rates(results, method, size) for size in sizes)
+    return np.mean([exponent(rates, at_rates) for at_rates in best], axis=0)
+
+
+def distance_from_one(low: float, high: float) -> tuple[float, float]:
+    """The interval of the distance of x from 1, for x in an interval."""
+    ends = abs(low - 1), abs(high - 1)
+    return (0.0 if low <= 1 <= high else min(ends)), max(ends)
+
+
+def best_point(results: dict, method: str, batch_size: int) -> tuple[int, int]:
+    """Where on the grid the mean loss over seeds is lowest: places of its rate and its damping."""
+    mean = over_grid(results, method, batch_size).mean(axis=-1)
+    rate, damping = np.unravel_index(mean.argmin(), mean.shape)
+    return int(rate), int(damping)
+
+
+def at_edge(results: dict, method: str, batch_size: int) -> list[str]:
+    """Of learning rate and damping those whose best value is the first or the last of its grid."""
+    names = ("learning rate", "damping")
+    places = zip(
+        names, best_point(results, method, batch_size), grids(results, method), strict=True
+    )
+    return [name for name, place, values in places if place in (0, len(values) - 1)]
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """P6: the best damping grows with the batch size, in proportion, and with the learning rate."""
+    parts: list[Part] = []
+    notes = []
+    for method in methods_of(results):
+        of = METHODS[method]["label"]
+        low, high = interval(batch_exponent(results, method))
+        parts += [
+            Part(f"{of}: exponent of the best damping in the batch size", low, high, 0.0),
+            Part(
+                f"{of}: its distance from 1, proportional",
+                *distance_from_one(low, high),
+                NEAR_PROPORTIONAL,
+                above=False,
+            ),
+            Part(
+                f"{of}: exponent of the best damping in the learning rate",
+                *interval(rate_exponent(results, method)),
+                0.0,
+            ),
+        ]
+        notes.append(
+            f"{of}, exponent in the batch size at a fixed learning rate: "
+            + mean_and_spread(batch_exponent_at_rates(results, method), 2)
+        )
+        notes += [
+            f"{of} at batch size {size:,}: the best {name} is at its grid's edge"
+            for size in results["settings"]["batch_sizes"]
+            for name in at_edge(results, method, size)
+        ]
+    return [
+        judge(
+            "P6",
+            parts,
+            seeds=results["settings"]["seeds"],
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds, and the gpu scale's batch sizes from 64 to 16,384",
+            notes=notes,
+        )
+    ]
+
+
+def rows(results: dict) -> list[dict[str, str]]:
+    """The best point of each method's grid at each batch size, and the refined damping."""
+    settings = results["settings"]
+    images = settings["images"] or 60_000
+    found = []
+    for method in methods_of(results):
+        rates, dampings = grids(results, method)
+        for size in settings["batch_sizes"]:
+            rate, damping = best_point(results, method, size)
+            refined = np.log10(best_damping(results, method, size))
+            accuracies = over_grid(results, method, size, "accuracy")[rate, damping]
+            found.append(
+                {
+                    "method": METHODS[method]["label"],
+                    "batch": f"{size:,}",
+                    "steps": f"{settings['epochs'] * (images // size):,}",
+                    "rate": f"{rates[rate]:.2g}",
+                    "damping": f"{dampings[damping]:.2g}",
+                    "log10 of best by seed": mean_and_spread(refined, 2),
+                    "loss": mean_and_spread(over_grid(results, method, size)[rate, damping], 3),
+                    "accuracy": mean_and_spread(accuracies, 3),
+                }
+            )
+    return found
+
+
+def table(results: dict) -> str:
+    """The rows as text."""
+    return as_text(rows(results))
+
+
+def draw_heat_map(
+    axes: Axes, results: dict, method: str, batch_size: int, colours: LogNorm | None = None
+) -> AxesImage:
+    """Mean loss over seeds at each learning rate and damping, the best cell marked.
+
+    ``colours`` are what several maps share, from ``shared_colours``.
+    """
+    rates, dampings = grids(results, method)
+    shown = axes.imshow(
+        over_grid(results, method, batch_size).mean(axis=-1),
+        norm=colours or shared_colours(results),
+        cmap="viridis_r",
+        origin="lower",
+        aspect="auto",
+    )
+    rate, damping = best_point(results, method, batch_size)
+    axes.plot(
+        damping,
+        rate,
+        linestyle="",
+        marker="*",
+        markersize=13,
+        color="white",
+        markeredgecolor="black",
+        label="lowest",
+    )
+    powers = np.arange(np.ceil(np.log10(dampings[0])), np.floor(np.log10(dampings[-1])) + 1)
+    places = np.interp(powers, np.log10(dampings), range(len(dampings)))
+    axes.set_xticks(places, [f"$10^{{{power:.0f}}}$" for power in powers])
+    axes.set_yticks(range(len(rates)), [f"{rate:.2g}" for rate in rates])
+    axes.grid(False)
+    axes.set(
+        xlabel="damping",
+        ylabel="learning rate",
+        title=f"{METHODS[method]['label']}, batch {batch_size:,}",
+    )
+    return shown
+
+
+def shared_colours(results: dict) -> LogNorm:
+    """From the lowest mean loss of all methods to that of guessing, ln 10, or more."""
+    lowest = min(
+        over_grid(results, method, size).mean(axis=-1).min()
+        for method in methods_of(results)
+        for size in results["settings"]["batch_sizes"]
+    )
+    return LogNorm(lowest, max(np.log(10), 2 * lowest))
+
+
+def draw_best(axes: Axes, results: dict, method: str) -> None:
+    """Best damping against the batch size: all seeds, the fitted exponent, and exponent 1."""
+    sizes = np.array(results["settings"]["batch_sizes"], float)
+    best = np.array([best_damping(results, method, int(size)) for size in sizes])
+    slope = batch_exponent(results, method).mean()
+    from_middle = sizes / np.exp(np.log(sizes).mean())
+    middle = np.exp(np.log(best).mean())
+    color = METHODS[method]["color"]
+    axes.plot(sizes, best, "o", color=color, alpha=0.6, markersize=5)
+    axes.plot(
+        sizes, middle * from_middle**slope, color=color, label=f"fitted, exponent {slope:.2f}"
+    )
+    axes.plot(
+        sizes,
+        middle * from_middle,
+        color=plotting.BLACK,
+        linestyle="--",
+        linewidth=1,
+        label="proportional, exponent 1",
+    )
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="best damping")
+    axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_title(METHODS[method]["label"])
+    axes.legend()
+
+
+def figure(results: dict) -> Figure:
+    """A row for each method: its heat maps, a column for each batch size, and its best damping."""
+    methods, sizes = methods_of(results), results["settings"]["batch_sizes"]
+    colours = shared_colours(results)
+    drawing, axes = plt.subplots(
+        len(methods),
+        len(sizes) + 1,
+        figsize=(2.6 * len(sizes) + 4.8, 3.2 * len(methods)),
+        width_ratios=[*[1] * len(sizes), 1.5],
+        squeeze=False,
+    )
+    for row, method in zip(axes, methods, strict=True):
+        for column, size in enumerate(sizes):
+            shown = draw_heat_map(row[column], results, method, size, colours)
+            if column:
+                row[column].set_ylabel("")
+                row[column].tick_params(labelleft=False)
+        draw_best(row[-1], results, method)
+    bar = drawing.colorbar(
+        shown,
+        ax=axes[:, :-1],
+        location="left",
+        fraction=0.04,
+        extend="max",
+        ticks=COLOUR_TICKS,
+        format="%g",
+        label="training loss at the end (nats)",
+    )
+    bar.minorticks_off()
+    return drawing

@@ -1,0 +1,505 @@
+"""How early and how often Shampoo's roots must be refreshed (claim P5, Table 1).
+
+A small ViT on MNIST is trained with Shampoo. Its statistics L and R take in every gradient, but the
+roots L⁻ᵉ and R⁻ᵉ are refreshed often only for a first share of training, and after that at a longer
+interval or never; the first step refreshes in any case. The learning rate falls along a cosine. It
+is tuned once for each form of Shampoo, with and without grafting, on frequent refreshes throughout,
+and then holds for the form's whole table. It is tuned anew where the roots are never refreshed
+again, so that a failure there is not merely too large a learning rate.
+
+The poster's table does not tell early refreshes from many, so as many refreshes are also spread
+evenly over all of training, or kept for its end.
+
+At the laptop scale training takes 512 steps and *often* is every 5 of them. The poster's shares of
+0.01 to 0.3 % are less than two steps, which is less than one interval, so these columns are left
+out; 1 % is two refreshes. At the gpu scale *often* is every 10 steps, as in the poster, and only
+0.01 % is less than one.
+
+Shares and intervals are traced, so that one program serves a form. On a CPU its runs follow each
+other and pay for the roots only when they are due. On an accelerator they go side by side, and a
+condition that differs from run to run computes the roots at every step.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from soaa_edu import plotting
+from soaa_edu.data import Dataset, mnist
+from soaa_edu.models import vit
+from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.optimizers import Optimizer, first_order, shampoo
+from soaa_edu.studies.runs import BATCH_SIZE, capped, middles
+from soaa_edu.studies.searches import grid_around, tuned
+from soaa_edu.studies.tables import as_text
+from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.training import sweep
+
+TITLE = "Refreshing Shampoo's roots early, evenly or late"
+CLAIMS = ("P5",)
+LEAST_SEEDS = 3
+POSTERS_SHARE = 0.003
+GENEROUS_SHARE = 0.1
+ACCURACY_LOST = 0.01
+TRAINED = 0.5
+NEVER = 1e9
+FIRST_STEP_ONLY = 1.0
+RATE_RATIO = 2.0
+MOST_POINTS = 64
+FORMS: dict[str, dict[str, Any]] = {
+    "grafted": {"label": "grafted", "grafting": "adam", "middle": 8e-3},
+    "plain": {"label": "without grafting", "grafting": None, "middle": 3e-2},
+}
+"""The forms of Shampoo, and the middle of the learning rates tried."""
+PLACES = {
+    "early": {"label": "all early", "color": plotting.VERMILLION, "marker": "o"},
+    "even": {"label": "spread evenly", "color": plotting.BLUE, "marker": "s"},
+    "late": {"label": "all at the end", "color": plotting.BLACK, "marker": "^"},
+}
+"""How each placement of the refreshes looks in every picture."""
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs on one CPU core."""
+
+    forms: tuple[str, ...]
+    width: int
+    depth: int
+    images: int
+    epochs: int
+    frequent: int
+    shares: tuple[float, ...]
+    intervals: tuple[int, ...]
+    tries: int
+    seeds: int
+    budget: str
+
+    @property
+    def steps(self) -> int:
+        """Of a whole run."""
+        return self.images // BATCH_SIZE * self.epochs
+
+
+SCALES = {
+    "quick": Settings(("grafted",), 8, 1, 1600, 3, 4, (0.0, 0.1), (), 1, 3, "20 s"),
+    "laptop": Settings(
+        tuple(FORMS),
+        16,
+        2,
+        16_384,
+        2,
+        5,
+        (0.0, 0.01, 0.03, 0.1),
+        (15, 50, 150),
+        9,
+        3,
+        "30 min",
+    ),
+    "gpu": Settings(
+        tuple(FORMS),
+        64,
+        4,
+        60_000,
+        60,
+        10,
+        (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+        (300, 1000, 3000, 10_000, 30_000),
+        9,
+        5,
+        "not measured",
+    ),
+}
+
+
+class Schedule(NamedTuple):
+    """When the roots are refreshed, in steps; all are floats, so that a program can trace them.
+
+    Attributes:
+        early: the frequent interval holds before this step,
+        late: and from this step on;
+        interval: holds between the two.
+    """
+
+    early: float
+    interval: float
+    late: float = NEVER
+
+    def refreshes(self, frequent: int, steps: int) -> int:
+        """How many there are in so many steps, the first step's included."""
+        count, latest = 0, -np.inf
+        for step in range(steps):
+            often = step < self.early or step >= self.late
+            if step - latest >= (frequent if often else self.interval):
+                count, latest = count + 1, step
+        return count
+
+
+THROUGHOUT = Schedule(NEVER, NEVER)
+FIRST_ALONE = Schedule(FIRST_STEP_ONLY, NEVER)
+
+
+def then_every(share: float, later: float, settings: Settings) -> Schedule:
+    """Frequent for a share of training, then at a later interval."""
+    return Schedule(max(share * settings.steps, FIRST_STEP_ONLY), float(later))
+
+
+def placed(place: str, share: float, settings: Settings) -> Schedule:
+    """As many refreshes as a share of training has, all early, spread evenly or all at the end.
+
+    The first step's refresh stays where it is.
+    """
+    early = then_every(share, NEVER, settings)
+    if place == "early":
+        return early
+    count = early.refreshes(settings.frequent, settings.steps)
+    if place == "even":
+        return Schedule(FIRST_STEP_ONLY, float(-(-settings.steps // count)))
+    late = settings.steps - settings.frequent * (count - 1)
+    return Schedule(FIRST_STEP_ONLY, NEVER, float(late))
+
+
+def every(schedule: Schedule, frequent: int) -> Callable[[Any], Any]:
+    """Shampoo's ``refresh_every``: steps taken -> interval."""
+
+    def refresh_every(steps: Any) -> Any:
+        often = (steps < schedule.early) | (steps >= schedule.late)
+        return jnp.where(often, frequent, schedule.interval)
+
+    return refresh_every
+
+
+def digits(settings: Settings) -> Dataset:
+    """MNIST, with no more test images than training images."""
+    whole = mnist(settings.images)
+    return Dataset(whole.train, jax.tree.map(lambda array: array[: settings.images], whole.test))
+
+
+@cache
+def builder(form: str, settings: Settings) -> Callable[..., Optimizer]:
+    """``(learning_rate, early, interval, late) -> Optimizer``, one for a form and a scale."""
+    network = vit(width=settings.width, depth=settings.depth)
+    objective = Objective(network, softmax_cross_entropy)
+
+    def build(learning_rate: Any, early: Any, interval: Any, late: Any) -> Optimizer:
+        refresh_every = every(Schedule(early, interval, late), settings.frequent)
+        rate = optax.cosine_decay_schedule(learning_rate, settings.steps)
+        grafting = FORMS[form]["grafting"]
+        return first_order(objective, shampoo(rate, refresh_every=refresh_every, grafting=grafting))
+
+    return build
+
+
+def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+    """For each form the tuning, a cell for each share, the placements, and the tuning anew."""
+    found: dict[str, Callable[[], Any]] = {}
+    for form in settings.forms:
+        found[f"{form}_throughout"] = partial(_tuned, form, THROUGHOUT, settings)
+        for share in settings.shares:
+            found[f"{form}_at_{share:g}"] = partial(_at_share, form, share, settings)
+        for place in ("even", "late"):
+            found[f"{form}_{place}"] = partial(_placements, form, place, settings)
+        if settings.tries > 1:
+            found[f"{form}_retuned"] = partial(_tuned, form, FIRST_ALONE, settings)
+    return found
+
+
+@cache
+def _tuned(form: str, schedule: Schedule, settings: Settings) -> dict[str, Any]:
+    """The search for a learning rate with one schedule, and the runs at the best."""
+    rates = grid_around(FORMS[form]["middle"], RATE_RATIO, settings.tries)
+    return tuned(
+        builder(form, settings),
+        {"learning_rate": rates, **{name: [v] for name, v in schedule._asdict().items()}},
+        digits(settings),
+        epochs=settings.epochs,
+        batch_size=BATCH_SIZE,
+        seeds=settings.seeds,
+    )
+
+
+def _at_share(form: str, share: float, settings: Settings) -> dict[str, Any]:
+    intervals = (*settings.intervals, NEVER)
+    return with_each(form, [then_every(share, later, settings) for later in intervals], settings)
+
+
+def _placements(form: str, place: str, settings: Settings) -> dict[str, Any]:
+    shares = [share for share in settings.shares if share > 0]
+    return with_each(form, [placed(place, share, settings) for share in shares], settings)
+
+
+def with_each(form: str, schedules: Sequence[Schedule], settings: Settings) -> dict[str, Any]:
+    """Runs at the tuned rate; losses and accuracies ``(schedules, seeds, ...)``.
+
+    The schedules differ in one number alone.
+    """
+    rate = _tuned(form, THROUGHOUT, settings)["search"]["best"]["learning_rate"]
+    of_each = zip(*schedules, strict=True)
+    named = zip(Schedule._fields, ([*dict.fromkeys(values)] for values in of_each), strict=True)
+    build = builder(form, settings)
+    start: Any = build(rate, *FIRST_ALONE).objective
+    told = sweep(
+        build,
+        {"learning_rate": [rate], **dict(named)},
+        start.model.init,
+        digits(settings),
+        epochs=settings.epochs,
+        batch_size=BATCH_SIZE,
+        keys=jnp.stack([jax.random.key(seed) for seed in range(settings.seeds)]),
+    )
+    shape = (len(schedules), settings.seeds, -1)
+    losses = told["loss"].reshape(shape)
+    return {
+        "refreshes": [s.refreshes(settings.frequent, settings.steps) for s in schedules],
+        "loss": plotting.binned(losses, min(settings.steps, MOST_POINTS)),
+        "final_loss": losses[..., -(settings.steps // settings.epochs) :].mean(axis=-1),
+        "test_accuracy": told["test_accuracy"].reshape(shape),
+    }
+
+
+def settings_of(results: dict) -> Settings:
+    """The settings that these results were computed with."""
+    return Settings(**results["settings"])
+
+
+def throughout(results: dict, form: str, key: str) -> np.ndarray:
+    """Numbers of the runs with frequent refreshes to the end, seeds along the first axis."""
+    return np.array([run[key] for run in results["cells"][f"{form}_throughout"]["runs"]], float)
+
+
+def retuned(results: dict, form: str) -> np.ndarray:
+    """Accuracies with the first step's refresh alone and a learning rate tuned for that."""
+    runs = results["cells"][f"{form}_retuned"]["runs"]
+    return _last(np.array([run["test_accuracy"] for run in runs], float))
+
+
+def accuracies(results: dict, form: str, share: float) -> np.ndarray:
+    """Test accuracy at the end, ``(later intervals, seeds)``; that of a diverged run counts as 0.
+
+    The last of the later intervals is *never*. At a share of 1 there is one row.
+    """
+    if share == 1:
+        return _last(throughout(results, form, "test_accuracy"))[None]
+    return _last(np.array(results["cells"][f"{form}_at_{share:g}"]["test_accuracy"], float))
+
+
+def refreshes(results: dict, form: str, share: float) -> list[int]:
+    """How many refreshes a run has, one for each later interval."""
+    if share == 1:
+        settings = settings_of(results)
+        return [THROUGHOUT.refreshes(settings.frequent, settings.steps)]
+    return results["cells"][f"{form}_at_{share:g}"]["refreshes"]
+
+
+def shares_placed(results: dict) -> list[float]:
+    """The shares whose refreshes were also placed elsewhere."""
+    return [share for share in results["settings"]["shares"] if share > 0]
+
+
+def placed_numbers(results: dict, form: str, place: str, key: str) -> np.ndarray:
+    """Numbers of the runs with as many refreshes as each share has, ``(shares, seeds, ...)``."""
+    cells = results["cells"]
+    if place == "early":
+        shares = shares_placed(results)
+        return np.array([cells[f"{form}_at_{share:g}"][key][-1] for share in shares], float)
+    return np.array(cells[f"{form}_{place}"][key], float)
+
+
+def claimed_shares(results: dict) -> list[float]:
+    """The shares that stand for the claim: the poster's, and the largest of its table.
+
+    Of the poster's 0.3 % the study takes the next larger share that it has. A tenth is generous:
+    if even that loses accuracy, early refreshes are not enough here.
+    """
+    least = min(share for share in shares_placed(results) if share >= POSTERS_SHARE)
+    return sorted({least, GENEROUS_SHARE})
+
+
+def accuracy_lost(results: dict, form: str, share: float) -> np.ndarray:
+    """Accuracy lost to frequent refreshes throughout when they end early, one for each seed."""
+    return accuracies(results, form, 1)[0] - accuracies(results, form, share)[-1]
+
+
+def gained_by_early(results: dict, form: str, share: float) -> np.ndarray:
+    """Log of the loss with refreshes spread evenly over that with as many early, by seed."""
+    place = shares_placed(results).index(share)
+    even, early = (
+        capped(placed_numbers(results, form, place_, "final_loss")[place])
+        for place_ in ("even", "early")
+    )
+    return np.log(even) - np.log(early)
+
+
+def verdicts(results: dict) -> list[Verdict]:
+    """P5: early refreshes are enough, better than as many later, and none at all do not train."""
+    parts, notes = [], []
+    for form in results["settings"]["forms"]:
+        name = FORMS[form]["label"]
+        for share in claimed_shares(results):
+            count = refreshes(results, form, share)[-1]
+            parts += [
+                Part(
+                    f"{name}, {count} refreshes in the first {_percent(share)}: accuracy lost",
+                    *interval(accuracy_lost(results, form, share)),
+                    ACCURACY_LOST,
+                    above=False,
+                ),
+                Part(
+                    f"{name}, {count} refreshes: log of the loss with them spread evenly over "
+                    "that with them early",
+                    *interval(gained_by_early(results, form, share)),
+                    0.0,
+                ),
+            ]
+        alone = accuracies(results, form, 0)[-1]
+        parts.append(
+            Part(
+                f"{name}, the first step's refresh alone: accuracy",
+                *interval(alone),
+                TRAINED,
+                above=False,
+            )
+        )
+        notes.append(
+            f"{name}, accuracy with refreshes throughout: "
+            f"{mean_and_spread(accuracies(results, form, 1)[0])}, with the first step's alone: "
+            f"{mean_and_spread(alone)}"
+        )
+        if f"{form}_retuned" in results["cells"]:
+            notes[-1] += f", tuned for that: {mean_and_spread(retuned(results, form))}"
+    return [
+        judge(
+            "P5",
+            parts,
+            seeds=results["settings"]["seeds"],
+            least_seeds=LEAST_SEEDS,
+            settled_by="more seeds, and the gpu scale's longer runs",
+            notes=notes,
+        )
+    ]
+
+
+def table(results: dict, form: str) -> str:
+    """Accuracy in per cent and the number of refreshes, as the poster's Table 1 is laid out."""
+    settings = settings_of(results)
+    rows = []
+    for i, later in enumerate((*settings.intervals, NEVER)):
+        row = {"then every": _later(later)}
+        for share in (*settings.shares, 1):
+            at = min(i, len(refreshes(results, form, share)) - 1)
+            accuracy = 100 * accuracies(results, form, share)[at]
+            count = refreshes(results, form, share)[at]
+            row[_percent(share)] = f"{mean_and_spread(accuracy, 1)} ({count})"
+        rows.append(row)
+    return as_text(rows)
+
+
+def draw_table(axes: Axes, results: dict, form: str) -> None:
+    """The table as a heat map, with the accuracies and beneath them the numbers of refreshes."""
+    settings = settings_of(results)
+    shares, intervals = (*settings.shares, 1), (*settings.intervals, NEVER)
+    of_shares = [accuracies(results, form, share).mean(axis=1) for share in shares]
+    means = 100 * np.array([np.resize(column, len(intervals)) for column in of_shares]).T
+    counts = np.array([np.resize(refreshes(results, form, s), len(intervals)) for s in shares]).T
+    low, high = _range(results)
+    axes.imshow(means, cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    for (row, column), mean in np.ndenumerate(means):
+        color = "white" if mean < (low + high) / 2 else "black"
+        axes.text(column, row, f"{mean:.1f}", ha="center", va="bottom", color=color)
+        axes.text(
+            column, row, f"{counts[row, column]}", ha="center", va="top", color=color, fontsize=7
+        )
+    axes.set_xticks(range(len(shares)), [_percent(share) for share in shares])
+    axes.set_yticks(range(len(intervals)), [_later(later) for later in intervals])
+    axes.grid(False)
+    axes.set(
+        xlabel=f"share of training with a refresh every {settings.frequent} steps",
+        ylabel="then a refresh every",
+        title=f"Shampoo {FORMS[form]['label']}: test accuracy (%)\nand number of refreshes",
+    )
+
+
+def draw_placements(axes: Axes, results: dict, form: str) -> None:
+    """Training loss against the number of refreshes, wherever in training they are."""
+    counts = [refreshes(results, form, share)[-1] for share in shares_placed(results)]
+    for place, style in PLACES.items():
+        losses = capped(placed_numbers(results, form, place, "final_loss"))
+        plotting.band(axes, counts, losses.T, markersize=4, **style)
+    best = capped(throughout(results, form, "final_loss")).mean()
+    axes.axhline(best, color=plotting.GREEN, linestyle="--", label="frequent throughout")
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [str(count) for count in counts], minor=False)
+    axes.xaxis.set_minor_formatter("")
+    axes.set(xlabel="number of refreshes", ylabel="training loss, last epoch (nats)")
+    axes.set(title=f"Shampoo {FORMS[form]['label']}: where they are")
+
+
+def draw_curves(axes: Axes, results: dict, form: str) -> None:
+    """Training loss against steps: refreshes throughout, early, spread evenly, and one alone."""
+    steps = settings_of(results).steps
+    share = claimed_shares(results)[-1]
+    place = shares_placed(results).index(share)
+    count = refreshes(results, form, share)[-1]
+    alone = np.array(results["cells"][f"{form}_at_0"]["loss"][-1], float)
+    lines = [
+        (throughout(results, form, "loss"), "frequent throughout", plotting.GREEN, "--"),
+        (
+            placed_numbers(results, form, "early", "loss")[place],
+            f"{count} early",
+            plotting.VERMILLION,
+            "-",
+        ),
+        (
+            placed_numbers(results, form, "even", "loss")[place],
+            f"{count} spread evenly",
+            plotting.BLUE,
+            "-",
+        ),
+        (alone, "at the first step alone", plotting.PURPLE, ":"),
+    ]
+    for losses, label, color, style in lines:
+        x = middles(losses.shape[-1], steps)
+        plotting.band(axes, x, capped(losses), label=label, color=color, linestyle=style)
+    axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
+    axes.set(title=f"Shampoo {FORMS[form]['label']}: along training")
+
+
+def figure(results: dict) -> Figure:
+    """A row for each form: its table, the placements, and curves of training."""
+    forms = results["settings"]["forms"]
+    drawing, axes = plt.subplots(
+        len(forms), 3, figsize=(15, 4.2 * len(forms)), squeeze=False, width_ratios=(1.3, 1, 1)
+    )
+    for row, form in zip(axes, forms, strict=True):
+        for panel, draw in zip(row, (draw_table, draw_placements, draw_curves), strict=True):
+            draw(panel, results, form)
+    for panel in axes[0, 1:]:
+        panel.legend()
+    return drawing
+
+
+def _range(results: dict) -> tuple[float, float]:
+    """The lowest and highest mean accuracy in per cent, of all forms together."""
+    forms, shares = results["settings"]["forms"], results["settings"]["shares"]
+    means = [accuracies(results, f, s).mean(axis=1) for f in forms for s in (*shares, 1)]
+    found = 100 * np.concatenate(means)
+    return min(found.min(), found.max() - 1), found.max()
+
+
+def _last(measured: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(measured[..., -1])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _later(interval: float) -> str:
+    return "never" if interval == NEVER else f"{interval:,}"

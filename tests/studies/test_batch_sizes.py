@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from soaa_edu.storage import plain
+from soaa_edu.studies import batch_sizes as study
+from soaa_edu.studies.methods import METHODS
+
+FIELD = tuple(METHODS)
+
+
+def results(losses, accuracies=None, seeds=3):
+    """Made-up results on the MLP at 64, 256 and 1,024: (method, batch size) -> loss."""
+    settings = study.SCALES["quick"]._replace(
+        batch_sizes={"mlp": (64, 256, 1024)}, methods=FIELD, seeds=seeds
+    )
+
+    def runs(method, size):
+        loss = losses.get((method, size), losses.get(method, 0.5))
+        accuracy = (accuracies or {}).get(method, 0.9)
+        return [
+            {
+                "steps": 40,
+                "loss": [2.3, value, value, value],
+                "final_loss": value,
+                "test_accuracy": [0.5, accuracy + 0.001 * seed],
+            }
+            for seed, value in enumerate(np.broadcast_to(loss, seeds))
+        ]
+
+    cells = {
+        f"{method}_on_mlp_at_{size}": {
+            "search": {"best": {"learning_rate": 1e-3}},
+            "runs": runs(method, size),
+        }
+        for method in FIELD
+        for size in (64, 256, 1024)
+    }
+    cells["cost_on_mlp_at_64"] = {
+        "seconds_an_epoch": {method: [0.1 * (1 + i)] * 3 for i, method in enumerate(FIELD)},
+        "bytes": dict.fromkeys(FIELD, 800),
+        "parameter_bytes": 400,
+    }
+    return plain({"study": "batch_sizes", "settings": settings._asdict(), "cells": cells})
+
+
+WINS = {
+    "kfac": np.array([0.2, 0.21, 0.19]),
+    "shampoo": np.array([0.25, 0.26, 0.24]),
+    ("kfac", 64): np.array([0.5, 0.51, 0.49]),
+    ("shampoo", 64): np.array([0.5, 0.51, 0.49]),
+}
+MORE = {"kfac": 0.95, "shampoo": 0.95}
+LOSES = {name: 0.7 * np.array([1, 1.02, 0.98]) for name in ("kfac", "shampoo")} | {
+    (name, 64): 0.3 * np.array([1, 1.02, 0.98]) for name in ("kfac", "shampoo")
+}
+NOISY = {name: np.array([0.1, 0.5, 2.0]) for name in ("kfac", "shampoo")}
+
+
+@pytest.mark.parametrize(
+    "losses, accuracies, seeds, answer",
+    [
+        (WINS, MORE, 3, "holds"),
+        (LOSES, {"kfac": 0.8, "shampoo": 0.8}, 3, "does not hold here"),
+        ({**WINS, "shampoo": LOSES["shampoo"]}, MORE, 3, "holds in part"),
+        (NOISY, MORE, 3, "cannot be settled at this scale"),
+        ({"kfac": 0.2}, MORE, 2, "cannot be settled at this scale"),
+    ],
+)
+def test_p1_can_come_out_every_way(answers, losses, accuracies, seeds, answer):
+    assert answers(results(losses, accuracies, seeds))["P1"] == answer
+
+
+def test_the_rival_is_the_better_first_order_method_at_that_batch_size():
+    made_up = results({"sgd": 0.3, ("adam", 1024): 0.2, "kfac": 0.1})
+    assert study.best_first_order(made_up, "mlp", 64) == "sgd"
+    assert study.best_first_order(made_up, "mlp", 1024) == "adam"
+    np.testing.assert_allclose(study.log_ratio(made_up, "kfac", "mlp", 64), np.log(1 / 3))
+    np.testing.assert_allclose(study.log_ratio(made_up, "kfac", "mlp", 1024), np.log(1 / 2))
+
+
+def test_a_diverged_run_counts_as_ten_and_as_knowing_nothing():
+    made_up = results({"kfac": np.array([0.2, np.nan, 0.2])}, {"kfac": np.nan})
+    assert list(study.final_loss(made_up, "kfac", "mlp", 64)) == [0.2, 10, 0.2]
+    assert list(study.accuracy(made_up, "kfac", "mlp", 64)) == [0, 0, 0]
+
+
+def test_steps_to_the_target_are_those_of_the_first_stretch_below_it():
+    made_up = results({"kfac": 0.4, "adam": 0.6})
+    assert list(study.steps_to_target(made_up, "kfac", "mlp", 64)) == [15, 15, 15]
+    assert np.isinf(study.steps_to_target(made_up, "adam", "mlp", 64)).all()
+
+
+def test_the_table_has_costs_where_they_were_timed():
+    timed, untimed = (study.rows(results({}), "mlp", size) for size in (64, 256))
+    assert [row["method"] for row in timed] == [style["label"] for style in METHODS.values()]
+    assert (timed[2]["Adam steps"], timed[2]["state/params"]) == ("1.5", "2.0")
+    assert "Adam steps" not in untimed[0]
+    assert timed[0]["steps to 0.5"] == "15"
+
+
+def test_the_figure_shows_accuracy_and_loss_of_every_method(draw):
+    drawing = draw(results({}))
+    labels = [axes.get_ylabel() for axes in drawing.axes]
+    assert labels == ["test accuracy", "training loss (nats)"]
+    assert all(len(axes.lines) == len(FIELD) for axes in drawing.axes)
+
+
+def test_cells_are_methods_batch_sizes_and_timings():
+    names = list(study.cells(study.SCALES["quick"]._replace(timed=(64,))))
+    assert names[:2] == ["sgd_on_mlp_at_64", "adam_on_mlp_at_64"]
+    assert len(names) == 2 * 4 + 1
+    assert "cost_on_mlp_at_64" in names

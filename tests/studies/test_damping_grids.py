@@ -1,0 +1,179 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from soaa_edu import studies
+from soaa_edu.storage import plain
+from soaa_edu.studies import damping_grids as study
+from soaa_edu.studies.searches import grid_around
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+
+SIZES = (32, 128, 512)
+RATES = grid_around(0.1, 2.0, 5)
+DAMPINGS = grid_around(1.0, 4.0, 9)
+
+
+def results(batch=1.0, rate=0.5, spread=0.02, seeds=3, centre=1.0):
+    """Made-up grids, best at damping ``centre`` (size / 128)^batch (learning rate / 0.1)^rate.
+
+    Around it log loss is a parabola. Seeds move both exponents by ``spread``. The best learning
+    rate is 0.1 at every batch size.
+    """
+    losses = {}
+    for size in SIZES:
+        for place, learning_rate in enumerate(RATES):
+            moves = spread * (np.arange(seeds) - (seeds - 1) / 2)
+            best = (
+                centre * (size / 128) ** (batch + moves) * (learning_rate / 0.1) ** (rate + moves)
+            )
+            off = np.log(np.array(DAMPINGS)[:, None] / best)
+            losses[f"at_{size}.{place}"] = 0.2 * np.exp(
+                0.05 * off**2 + np.log(learning_rate / 0.1) ** 2
+            )
+    cells = {
+        f"{method}_{name}": {"loss": loss, "accuracy": 1 - loss / 10}
+        for method in study.METHODS
+        for name, loss in losses.items()
+    }
+    settings = study.Settings(
+        batch_sizes=SIZES,
+        learning_rates=dict.fromkeys(study.METHODS, RATES),
+        dampings=dict.fromkeys(study.METHODS, DAMPINGS),
+        images=4096,
+        hidden=8,
+        epochs=2,
+        inversions=16,
+        seeds=seeds,
+        budget="0 s",
+    )
+    return plain({"study": "damping_grids", "settings": settings._asdict(), "cells": cells})
+
+
+@pytest.mark.parametrize(
+    "made_up, answer",
+    [
+        ({"batch": 1.0, "rate": 0.5}, HOLDS),
+        ({"batch": 0.4, "rate": 0.5}, IN_PART),
+        ({"batch": 1.6, "rate": 0.5}, IN_PART),
+        ({"batch": 1.0, "rate": -0.5}, IN_PART),
+        ({"batch": -0.4, "rate": -0.5}, DOES_NOT_HOLD),
+        ({"batch": 1.0, "rate": 0.5, "spread": 0.5}, UNSETTLED),
+        ({"batch": 1.0, "rate": 0.5, "seeds": 2}, UNSETTLED),
+    ],
+)
+def test_the_verdict_follows_both_exponents(answers, made_up, answer):
+    assert answers(results(**made_up)) == {"P6": answer}
+
+
+def test_exponents_are_those_of_the_made_up_valley():
+    made_up = results(batch=0.7, rate=0.5, spread=0.1)
+    seeds = np.array([-0.1, 0, 0.1])
+    for found, expected in [
+        (study.batch_exponent, 0.7),
+        (study.batch_exponent_at_rates, 0.7),
+        (study.rate_exponent, 0.5),
+    ]:
+        np.testing.assert_allclose(found(made_up, "kfac"), expected + seeds, rtol=1e-4)
+    best = study.best_damping(made_up, "kfac", 512)
+    np.testing.assert_allclose(best, 4 ** (0.7 + seeds), rtol=1e-4)
+
+
+def test_a_parabola_in_logarithms_finds_its_minimum_between_the_points():
+    values = np.array(DAMPINGS)
+    losses = np.exp(0.3 * np.log(values / 0.6) ** 2 - 1)
+    assert study.lowest_at(values, losses) == pytest.approx(0.6)
+    assert study.lowest_at(values, values) == values[0]
+    assert study.lowest_at(values, 1 / values) == values[-1]
+    assert study.lowest_at(values, np.array([10.0, 1, 1, 1, 10, 10, 10, 10, 10])) == 2 * values[1]
+
+
+@pytest.mark.parametrize(
+    "ends, expected",
+    [((0.9, 1.2), (0, 0.2)), ((-0.5, 0.1), (0.9, 1.5)), ((1.1, 1.5), (0.1, 0.5))],
+)
+def test_the_distance_from_one_over_an_interval(ends, expected):
+    assert study.distance_from_one(*ends) == pytest.approx(expected)
+
+
+def test_a_best_value_at_its_grid_s_edge_is_said():
+    notes = studies.verdicts(results())[0].notes
+    assert not [note for note in notes if "edge" in note]
+    (verdict,) = studies.verdicts(results(centre=1e3))
+    assert "K-FAC at batch size 32: the best damping is at its grid's edge" in verdict.notes
+
+
+def test_the_table_has_steps_and_the_best_point_of_every_batch_size():
+    rows = study.rows(results())
+    assert len(rows) == 2 * len(SIZES)
+    assert rows[1] == {
+        "method": "K-FAC",
+        "batch": "128",
+        "steps": "64",
+        "rate": "0.1",
+        "damping": "1",
+        "log10 of best by seed": "0.00 ± 0.00",
+        "loss": "0.200 ± 0.000",
+        "accuracy": "0.980 ± 0.000",
+    }
+    assert study.table(results()).count("\n") == len(rows)
+
+
+def test_the_figure_has_a_map_for_each_batch_size_and_a_line_of_best_dampings(close_figures):
+    drawing = studies.figure("damping_grids", results())
+    drawing.draw_without_rendering()
+    maps = [axes for axes in drawing.axes if axes.images]
+    lines = [axes for axes in drawing.axes if axes.get_legend()]
+    (bar,) = [axes for axes in drawing.axes if axes not in maps and axes not in lines]
+    assert bar.get_ylabel()
+    assert len(maps) == 2 * len(SIZES)
+    for axes, size in zip(maps, 2 * SIZES, strict=True):
+        assert f"batch {size}" in axes.get_title()
+        assert axes.get_xlabel() == "damping"
+        np.testing.assert_array_equal(
+            axes.lines[0].get_xydata(), [[4 + (size > 128) - (size < 128), 2]]
+        )
+        assert axes.images[0].get_clim() == maps[0].images[0].get_clim()
+    for axes in lines:
+        *seeds, fitted, proportional = (line.get_ydata() for line in axes.lines)
+        assert len(seeds) == 3
+        np.testing.assert_allclose(fitted, proportional, rtol=1e-4)
+
+
+def test_a_chapter_can_draw_one_map_and_one_line_alone(close_figures):
+    axes = Figure().subplots(1, 2)
+    study.draw_heat_map(axes[0], results(), "kfac", 32)
+    study.draw_best(axes[1], results(batch=0.5), "gauss_newton")
+    assert "exponent 0.50" in axes[1].get_legend().get_texts()[0].get_text()
+
+
+def test_a_cell_holds_the_end_of_each_run_by_damping_and_seed():
+    settings = study.Settings(
+        batch_sizes=(256,),
+        learning_rates={"gauss_newton": [0.3]},
+        dampings={"gauss_newton": [0.3, 30.0]},
+        images=512,
+        hidden=3,
+        epochs=1,
+        inversions=1,
+        seeds=2,
+        budget="0 s",
+    )
+    told = study.cells(settings)
+    assert list(told) == ["gauss_newton_at_256.0"]
+    cell = plain(told["gauss_newton_at_256.0"]())
+    assert np.shape(cell["loss"]) == np.shape(cell["accuracy"]) == (2, 2)
+    assert np.all(np.diff(cell["loss"], axis=0) > 0)
+
+
+@pytest.mark.parametrize(
+    "method, tells", [("kfac", {"loss", "damping"}), ("gauss_newton", {"loss", "cg_iterations"})]
+)
+def test_each_method_is_the_one_it_is_called(method, tells):
+    objective = study.Objective(study.mlp([5, 3, 10]), study.softmax_cross_entropy)
+    optimizer = study.build(method, objective, 2, learning_rate=0.5, damping=1.0)
+    params = objective.model.init(jax.random.key(0))
+    batch = jnp.zeros((4, 5)), jnp.zeros(4, jnp.int32)
+    given = params, optimizer.init(params), batch, jax.random.key(1)
+    assert set(jax.eval_shape(optimizer.step, *given)[2]) == tells
