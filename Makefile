@@ -22,7 +22,7 @@ help:
 	@echo 'make test         style, types, unit tests, and every chapter against its stored outputs'
 	@echo 'make lab          open the chapters in JupyterLab'
 	@echo 'make chapters     run the chapters and store their outputs'
-	@echo 'make figures      run all studies at the quick scale'
+	@echo 'make figures      draw every figure anew from its stored results'
 	@echo 'make bench        time the library beside others'
 	@echo 'make test-oldest  unit tests on JAX $(OLDEST_JAX), the oldest supported'
 	@echo 'make lock         choose the versions in requirements.lock anew'
@@ -77,7 +77,7 @@ lab: setup
 	$(BIN)/jupyter lab chapters
 
 figures: setup
-	$(BIN)/soaa-edu reproduce all --scale quick
+	$(BIN)/soaa-edu draw all
 
 build/peers/requirements.stamp: benchmarks/peers.txt
 	$(call install,build/peers,cat benchmarks/peers.txt)

@@ -7,6 +7,7 @@ from soaa_edu.provenance import provenance
 
 NAMES = (
     "train_overhead",
+    "sweep",
     "newton_steps",
     "hessian_free_steps",
     "kronecker_steps",

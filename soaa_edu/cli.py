@@ -39,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(action=_reproduce)
 
+    command = commands.add_parser("draw", help="draw figures anew from stored results")
+    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.set_defaults(action=_draw)
+
     command = commands.add_parser("claims", help="the ledger of claims with verdicts")
     command.add_argument("names", metavar="CLAIM", nargs="*", help="such as S1 (default: all)")
     command.set_defaults(action=_claims)
@@ -68,6 +72,14 @@ def _reproduce(options: argparse.Namespace) -> None:
         print(f"{folder / name}.{options.scale}.json and .png")
         for verdict in studies.verdicts(results):
             print(f"    {verdict.claim}: {verdict.answer}")
+
+
+def _draw(options: argparse.Namespace) -> None:
+    from soaa_edu import studies
+
+    for name in studies.NAMES if options.name == "all" else [options.name]:
+        for picture in studies.redraw(name):
+            print(picture)
 
 
 def _claims(options: argparse.Namespace) -> None:

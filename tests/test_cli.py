@@ -47,6 +47,19 @@ def test_list_shows_studies_claims_and_what_is_stored(folder, capsys):
     ]
 
 
+def test_draw_makes_every_stored_picture_anew_from_its_numbers(folder, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "NAMES", ("inverting_gpt4", "newton_on_mnist"))
+    for scale in ("quick", "laptop"):
+        studies.reproduce("inverting_gpt4", scale, folder)
+        (folder / f"inverting_gpt4.{scale}.png").unlink()
+    monkeypatch.setattr(studies, "run", None)
+    capsys.readouterr()
+    assert cli.main(["draw", "all"]) == 0
+    pictures = [str(folder / f"inverting_gpt4.{scale}.png") for scale in ("quick", "laptop")]
+    assert capsys.readouterr().out.splitlines() == pictures
+    assert sorted(map(str, folder.glob("*.png"))) == sorted(pictures)
+
+
 def test_claims_prints_the_report(folder, capsys):
     assert cli.main(["claims", "S1", "S9"]) == 0
     assert capsys.readouterr().out == claims.report("S1", "S9", folder=folder) + "\n"
@@ -57,6 +70,7 @@ def test_claims_prints_the_report(folder, capsys):
     [
         (["reproduce", "no_such_study"], "soaa-edu: the study must be one of"),
         (["reproduce", "inverting_gpt4", "--scale", "huge"], "soaa-edu: scale must be one of"),
+        (["draw", "no_such_study"], "soaa-edu: the study must be one of"),
         (["claims", "S99"], "soaa-edu: the claim must be one of"),
     ],
 )

@@ -153,6 +153,28 @@ def largest_stored(name: str, folder: Path | None = None) -> dict | None:
     return None
 
 
+def redraw(name: str, folder: Path | None = None) -> list[Path]:
+    """Draw a study's pictures anew from its stored results, without computing anything.
+
+    Args:
+        name: one of ``NAMES``.
+        folder: where results are stored, by default ``results_folder()``.
+
+    Returns:
+        The pictures, one for each scale that is stored.
+
+    Raises:
+        ValueError: an unknown study.
+    """
+    get(name)
+    folder = folder or results_folder()
+    found = [folder / f"{name}.{scale}.json" for scale in SCALES]
+    pictures = [path.with_suffix(".png") for path in found if path.exists()]
+    for picture in pictures:
+        plotting.save(figure(name, load_json(picture.with_suffix(".json"))), picture)
+    return pictures
+
+
 def figure(name: str, results: dict) -> Figure:
     """The study's picture, in the book's style."""
     plotting.use_style()

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from soaa_edu import plotting
 from soaa_edu.data import mnist
@@ -241,6 +242,9 @@ def draw_gains(axes: Axes, results: dict) -> None:
         )
     axes.axhline(0, color="0.5", linewidth=0.8)
     axes.set(xscale="log", xlabel="batch size / dataset size")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_ylabel("log(first order's loss / second order's)")
 
 

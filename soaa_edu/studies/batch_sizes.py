@@ -46,7 +46,7 @@ class Settings(NamedTuple):
     methods: tuple[str, ...]
     tries: int
     seeds: int
-    timed: tuple[int, ...]
+    timed: dict[str, tuple[int, ...]]
     budget: str
 
 
@@ -62,7 +62,7 @@ SCALES = {
         ("adam", "kfac"),
         1,
         3,
-        (),
+        {},
         "1 min",
     ),
     "laptop": Settings(
@@ -74,7 +74,7 @@ SCALES = {
         tuple(METHODS),
         9,
         3,
-        FEW_SIZES,
+        {"mlp": FEW_SIZES, "cnn": FEW_SIZES, "vit": (1024,)},
         "2 h",
     ),
     "gpu": Settings(
@@ -86,7 +86,7 @@ SCALES = {
         tuple(METHODS),
         9,
         5,
-        FEW_SIZES,
+        dict.fromkeys(NETWORKS, FEW_SIZES),
         "not measured",
     ),
 }
@@ -111,7 +111,7 @@ def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
                 found[f"{method}_on_{name}_at_{batch_size}"] = partial(
                     _race, method, objective, data, batch_size, settings
                 )
-        for batch_size in sorted({*sizes} & {*settings.timed}):
+        for batch_size in settings.timed.get(name, ()):
             found[f"cost_on_{name}_at_{batch_size}"] = partial(
                 _costs, objective, data, batch_size, settings
             )
