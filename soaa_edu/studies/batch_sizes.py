@@ -66,7 +66,7 @@ SCALES = {
         "1 min",
     ),
     "laptop": Settings(
-        {"mlp": ALL_SIZES, "cnn": FEW_SIZES, "vit": FEW_SIZES},
+        {"mlp": ALL_SIZES, "cnn": FEW_SIZES, "vit": (64, 16_384)},
         {"mlp": 32_768, "cnn": 20_000, "vit": 20_000},
         64,
         16,
@@ -74,7 +74,7 @@ SCALES = {
         tuple(METHODS),
         9,
         3,
-        {"mlp": FEW_SIZES, "cnn": FEW_SIZES, "vit": (1024,)},
+        {"mlp": FEW_SIZES, "cnn": FEW_SIZES},
         "2 h",
     ),
     "gpu": Settings(

@@ -402,7 +402,7 @@ def figure(results: dict) -> Figure:
     drawing, axes = plt.subplots(
         len(methods),
         len(sizes) + 1,
-        figsize=(2.6 * len(sizes) + 4.8, 3.2 * len(methods)),
+        figsize=(2.9 * len(sizes) + 4.8, 3.2 * len(methods)),
         width_ratios=[*[1] * len(sizes), 1.5],
         squeeze=False,
     )

@@ -48,6 +48,9 @@ def sweep(
     Values that are no floats, such as intervals or names, and a float of zero, which may choose
     another algorithm, get a program each.
 
+    Side by side, a method renews its preconditioner as rarely as it does alone, unless the grid
+    itself makes the interval a float: then it computes one at every step.
+
     A run whose loss is no longer finite stands still from that step on, and all it tells from
     there is ``nan``.
 
