@@ -317,7 +317,7 @@ def figure(results: dict) -> Figure:
         draw_curves(panel, results, *reading)
     panels[0].legend()
     draw_gains(panels[len(readings)], results)
-    panels[len(readings)].legend()
+    panels[len(readings)].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     for panel in panels[len(readings) + 1 :]:
         panel.remove()
     return drawing

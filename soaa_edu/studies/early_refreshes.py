@@ -57,6 +57,7 @@ NEVER = 1e9
 FIRST_STEP_ONLY = 1.0
 RATE_RATIO = 2.0
 MOST_POINTS = 64
+POINTS_DRAWN = 32
 LARGEST_BLOCK = 256
 FORMS: dict[str, dict[str, Any]] = {
     "grafted": {"label": "grafted", "grafting": "adam", "middle": 8e-3},
@@ -478,8 +479,12 @@ def draw_curves(axes: Axes, results: dict, form: str) -> None:
         (alone, "at the first step alone", plotting.PURPLE, ":"),
     ]
     for losses, label, color, style in lines:
-        x = middles(losses.shape[-1], steps)
-        plotting.band(axes, x, capped(losses), label=label, color=color, linestyle=style)
+        points = losses.shape[-1]
+        x, means = (
+            plotting.binned(values, min(points, POINTS_DRAWN))
+            for values in (middles(points, steps), capped(losses))
+        )
+        plotting.band(axes, x, means, label=label, color=color, linestyle=style)
     axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
     axes.set(title=f"Shampoo {FORMS[form]['label']}: along training")
 
