@@ -13,7 +13,7 @@ test test-oldest book chapters figures bench: export OPENBLAS_NUM_THREADS := 1
 
 # Unit tests run each program a few times only, so most of their time is its compilation. The
 # chapters are checked with the compiler as it is.
-QUICK_COMPILER := XLA_FLAGS=--xla_backend_optimization_level=0
+QUICK_COMPILER := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 .PHONY: help setup book test test-oldest lab chapters figures bench lock clean
 

@@ -18,6 +18,9 @@ out; 1 % is two refreshes. At the gpu scale *often* is every 10 steps, as in the
 The quick scale has an MLP in place of the transformer. Only its 784 pixels are more than a block of
 256; no axis of the transformers is.
 
+Budget: at the quick scale 15 runs of a fraction of a second; at the laptop scale some 170 runs of
+4 seconds, 13 min on one CPU core; the gpu scale is not measured.
+
 Shares and intervals are traced, so that one program serves a form. On a CPU its runs follow each
 other and pay for the roots only when they are due. On an accelerator they go side by side, and a
 condition that differs from run to run computes the roots at every step.
@@ -106,7 +109,7 @@ SCALES = {
         (15, 150),
         9,
         3,
-        "30 min",
+        "13 min",
     ),
     "gpu": Settings(
         tuple(FORMS),
