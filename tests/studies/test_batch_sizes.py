@@ -107,6 +107,6 @@ def test_the_figure_shows_accuracy_and_loss_of_every_method(draw):
 
 def test_cells_are_methods_batch_sizes_and_timings():
     names = list(study.cells(study.SCALES["quick"]._replace(timed={"mlp": (64,)})))
-    assert names[:2] == ["sgd_on_mlp_at_64", "adam_on_mlp_at_64"]
-    assert len(names) == 2 * 4 + 1
+    assert names[:2] == ["adam_on_mlp_at_64", "kfac_on_mlp_at_64"]
+    assert len(names) == 2 * 2 + 1
     assert "cost_on_mlp_at_64" in names
