@@ -25,11 +25,10 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.studies.methods import FIRST_ORDER, METHODS, build, grid, label
-from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies.runs import capped, epochs_in_turn, middles, state_bytes
 from soaa_edu.studies.searches import tuned
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
-from soaa_edu.training import train
 
 TITLE = "First- and second-order methods at batch sizes from 64 to 16,384"
 CLAIMS = ("P1",)
@@ -155,22 +154,8 @@ def _costs(
         for method in settings.methods
     }
 
-    def seconds(optimizer: Any) -> float:
-        history = train(
-            optimizer,
-            params,
-            data,
-            epochs=1,
-            batch_size=batch_size,
-            key=jax.random.key(1),
-            evaluate=False,
-            progress=False,
-        )
-        return float(history.seconds[0])
-
-    rounds = [{method: seconds(o) for method, o in optimizers.items()} for _ in range(4)][1:]
     return {
-        "seconds_an_epoch": {m: [times[m] for times in rounds] for m in settings.methods},
+        "seconds_an_epoch": epochs_in_turn(optimizers, data, batch_size),
         "bytes": {method: state_bytes(o, params) for method, o in optimizers.items()},
         "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
     }

@@ -320,7 +320,8 @@ def figure(results: dict) -> Figure:
         draw_curves(panel, results, *reading)
     panels[0].legend()
     draw_gains(panels[len(readings)], results)
-    panels[len(readings)].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    beside = panels[len(readings)].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    beside.set_in_layout(False)
     for panel in panels[len(readings) + 1 :]:
         panel.remove()
     return drawing

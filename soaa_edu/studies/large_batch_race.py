@@ -23,11 +23,10 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soap
-from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies.runs import capped, epochs_in_turn, middles, state_bytes
 from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Part, Verdict, interval, mean_and_spread
-from soaa_edu.training import train
 
 TITLE = "K-FAC, Shampoo, SOAP and PSGD against Adam at batch 4,096"
 CLAIMS = ()
@@ -123,22 +122,10 @@ def _costs(objective: Any, settings: Settings, data: Dataset) -> dict[str, Any]:
     few = Dataset(train=jax.tree.map(lambda array: array[:size], data.train))
     optimizers = {method: build(method, objective, MIDDLES[method]) for method in METHODS}
 
-    def seconds(optimizer: Optimizer) -> float:
-        history = train(
-            optimizer,
-            params,
-            few,
-            epochs=1,
-            batch_size=settings.batch_size,
-            key=jax.random.key(1),
-            evaluate=False,
-            progress=False,
-        )
-        return float(history.seconds[0]) / (len(few.train[0]) // settings.batch_size)
-
-    rounds = [{method: seconds(o) for method, o in optimizers.items()} for _ in range(4)][1:]
+    taken = epochs_in_turn(optimizers, few, settings.batch_size)
+    steps = len(few.train[0]) // settings.batch_size
     return {
-        "seconds_a_step": {method: [times[method] for times in rounds] for method in METHODS},
+        "seconds_a_step": {m: [s / steps for s in times] for m, times in taken.items()},
         "bytes": {method: state_bytes(o, params) for method, o in optimizers.items()},
         "parameter_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
     }

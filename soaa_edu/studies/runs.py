@@ -107,6 +107,30 @@ def seconds_of_steps(optimizer: Optimizer, steps: int, repeats: int) -> np.ndarr
     return history.seconds[1:] / steps
 
 
+def epochs_in_turn(
+    optimizers: dict[str, Optimizer], data: Dataset, batch_size: int
+) -> dict[str, list[float]]:
+    """Seconds of an epoch of each method, taking turns, for three repeats after a first."""
+    key = jax.random.key(1)
+
+    def seconds(optimizer: Optimizer) -> float:
+        params = optimizer.objective.model.init(jax.random.key(0))
+        history = train(
+            optimizer,
+            params,
+            data,
+            epochs=1,
+            batch_size=batch_size,
+            key=key,
+            evaluate=False,
+            progress=False,
+        )
+        return float(history.seconds[0])
+
+    rounds = [{name: seconds(o) for name, o in optimizers.items()} for _ in range(4)][1:]
+    return {name: [times[name] for times in rounds] for name in optimizers}
+
+
 def record(history: History, last: int) -> dict[str, Any]:
     """A run as plain numbers, its curves in stretches; the final loss over the last steps."""
     steps = len(history.loss)

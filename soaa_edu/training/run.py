@@ -70,21 +70,21 @@ def train(
 
     params = copied_to(mesh, strongly_typed(params))
     state = copied_to(mesh, strongly_typed(optimizer.init(params)))
-    orders = [
-        copied_to(mesh, draw_order(epoch_key, len(train_set[0]), batch_size))
-        for epoch_key in jax.random.split(key, epochs)
-    ]
-    arguments = shapes((params, state, train_set, *orders[0]))
+    keys = jax.random.split(key, epochs)
+
+    def drawn(epoch: int) -> tuple[jax.Array, jax.Array]:
+        return copied_to(mesh, draw_order(keys[epoch], len(train_set[0]), batch_size))
+
+    arguments = shapes((params, state, train_set, *drawn(0)))
     one_epoch = _compile(optimizer.step, mesh, *arguments, precision())
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
     told: list[dict[str, np.ndarray]] = []
     bar = tqdm(range(epochs), desc="training", unit="epoch", disable=not progress)
     for epoch in bar:
+        order = drawn(epoch)
         began = time.perf_counter()
-        params, state, info = jax.block_until_ready(
-            one_epoch(params, state, train_set, *orders[epoch])
-        )
+        params, state, info = jax.block_until_ready(one_epoch(params, state, train_set, *order))
         seconds[epoch] = time.perf_counter() - began
         told.append(jax.tree.map(np.asarray, info))
         if evaluated is not None:
