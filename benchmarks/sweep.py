@@ -17,7 +17,7 @@ from soaa_edu.data import Dataset
 
 RATES = {"Adam": np.geomspace(1e-4, 1e-2, 8), "K-FAC": np.geomspace(3e-4, 3e-2, 8)}
 KEYS = 8
-IMAGES = 12_800
+IMAGES = 3_200
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 128, "evaluate": False}
 
 

@@ -44,7 +44,6 @@ def results(batch=1.0, rate=0.5, spread=0.02, seeds=3, centre=1.0):
         images=4096,
         hidden=8,
         epochs=2,
-        inversions=16,
         seeds=seeds,
         budget="0 s",
     )
@@ -78,6 +77,34 @@ def test_exponents_are_those_of_the_made_up_valley():
         np.testing.assert_allclose(found(made_up, "kfac"), expected + seeds, rtol=1e-4)
     best = study.best_damping(made_up, "kfac", 512)
     np.testing.assert_allclose(best, 4 ** (0.7 + seeds), rtol=1e-4)
+
+
+def test_at_one_rate_k_fac_is_compared_with_inverses_that_are_never_old():
+    old, fresh = results(batch=0.7, rate=0.5, spread=0), results(batch=0.2, rate=0.5, spread=0)
+    middle = len(RATES) // 2
+    old["settings"]["learning_rates"][study.FRESH] = [RATES[middle]]
+    old["settings"]["dampings"][study.FRESH] = DAMPINGS
+    for size in SIZES:
+        old["cells"][f"{study.FRESH}_at_{size}.0"] = fresh["cells"][f"kfac_at_{size}.{middle}"]
+    for method, slope in [("kfac", 0.7), (study.FRESH, 0.2)]:
+        np.testing.assert_allclose(study.exponent_at_fresh_rate(old, method), slope, rtol=1e-4)
+        np.testing.assert_allclose(
+            study.best_at_fresh_rate(old, method)[:, 0], (np.array(SIZES) / 128) ** slope, rtol=1e-4
+        )
+    notes = " ".join(studies.verdicts(old)[0].notes)
+    assert "at the rate 0.1 alone: 0.70 ± 0.00, and inverting at every step 0.20 ± 0.00" in notes
+    assert study.methods_of(old) == list(study.METHODS)
+
+
+@pytest.mark.parametrize(
+    "method, steps, every",
+    [("kfac", 128, 8), ("kfac", 4, 1), (study.FRESH, 128, 1), (study.FRESH, 4, 1)],
+)
+def test_inverses_are_as_old_as_the_method_s_name_says(monkeypatch, method, steps, every):
+    given = {}
+    monkeypatch.setattr(study, "kfac", lambda objective, **options: given.update(options))
+    study.build(method, None, steps, learning_rate=0.1, damping=1.0)
+    assert given == {"invert_every": every, "learning_rate": 0.1, "damping": 1.0}
 
 
 def test_a_parabola_in_logarithms_finds_its_minimum_between_the_points():
@@ -156,7 +183,6 @@ def test_a_cell_holds_the_end_of_each_run_by_damping_and_seed():
         images=512,
         hidden=3,
         epochs=1,
-        inversions=1,
         seeds=2,
         budget="0 s",
     )
