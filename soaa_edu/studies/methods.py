@@ -1,9 +1,10 @@
 """The methods that the studies of batch and dataset size compare, and what is tuned of each.
 
 Each gets nine tries: nine learning rates, or three learning rates by three dampings for K-FAC.
-Preconditioners are renewed 16 times an epoch, at every batch size; PSGD's at every step at first,
-as its author does it, in blocks of at most 256 rows and columns, since whole ones cost six times as
-much here. All else is the library's default. SGD's momentum is 0.9, and so is K-FAC's.
+Preconditioners are renewed 16 times an epoch, or every ten steps where those are fewer, so that
+none is older; PSGD's at every step at first, as its author does it, in blocks of at most 256 rows
+and columns, since whole ones cost six times as much here. All else is the library's default. SGD's
+momentum is 0.9, and so is K-FAC's.
 """
 
 from functools import partial
@@ -26,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """How each method looks in every picture."""
 FIRST_ORDER = ("sgd", "adam")
 RENEWALS = 16
+OLDEST = 10
 PSGD_BLOCK = 256
 MOMENTUM = 0.9
 MIDDLES = {"sgd": 0.05, "adam": 4e-3, "shampoo": 4e-3, "psgd": 4e-3, "soaa": 4e-3}
@@ -50,9 +52,14 @@ def grid(method: str, tries: int) -> dict[str, list[float]]:
     }
 
 
+def renewed_every(steps_an_epoch: int) -> int:
+    """Steps from one renewal of a preconditioner to the next."""
+    return min(max(steps_an_epoch // RENEWALS, 1), OLDEST)
+
+
 def build(method: str, objective: Any, steps_an_epoch: int, epochs: int, **point: Any) -> Optimizer:
     """A method at a point of its grid, for a run of so many steps."""
-    renew_every = max(steps_an_epoch // RENEWALS, 1)
+    renew_every = renewed_every(steps_an_epoch)
     if method == "kfac":
         return kfac(objective, momentum=MOMENTUM, invert_every=renew_every, **point)
     made = {

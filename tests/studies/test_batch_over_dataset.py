@@ -60,7 +60,9 @@ def test_where_seeds_disagree_p4_stays_open(answers):
 def test_slopes_in_batch_and_dataset_size_are_found_again():
     made_up = results(lambda n, b: 0.3 * np.log(b) - 0.1 * np.log(n), spread=0)
     np.testing.assert_allclose(study.slopes(made_up), [[0.3, -0.1]] * 3, rtol=1e-4)
-    np.testing.assert_allclose(study.beside_the_ratio(made_up), 0.5, rtol=1e-4)
+    np.testing.assert_allclose(study.alike(made_up), 0.0, atol=1e-4)
+    made_up = results(lambda n, b: 4 + 0.2 * np.log(b) - 0.3 * np.log(n), spread=0)
+    np.testing.assert_allclose(study.alike(made_up), 0.2 - 0.3 / 3, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,13 @@ def test_the_figure_shows_losses_and_the_gain(draw):
     drawing = draw(results(with_ratio))
     assert drawing.axes[-1].get_xlabel() == "batch size / dataset size"
     assert len(drawing.axes[0].lines) == len(FIELD)
+
+
+@pytest.mark.parametrize(
+    "images, batch_size, steps", [(1000, 64, 15), (8000, 64, 16), (60_000, 64, 93), (8000, 4096, 1)]
+)
+def test_losses_are_means_over_a_thousand_images_at_least(monkeypatch, images, batch_size, steps):
+    asked = []
+    monkeypatch.setattr(study, "tuned", lambda *args, last, **settings: asked.append(last))
+    study.cells(study.SCALES["laptop"])[f"adam_on_{images}_at_{batch_size}"]()
+    assert asked == [steps]

@@ -20,6 +20,23 @@ def test_every_method_gets_nine_tries_or_the_middle_of_them(method):
         np.testing.assert_allclose(ratios, ratios[0])
 
 
+@pytest.mark.parametrize(
+    "steps_an_epoch, every", [(1, 1), (16, 1), (50, 3), (160, 10), (100_000, 10)]
+)
+@pytest.mark.parametrize("method, option", [("kfac", "invert_every"), ("shampoo", "refresh_every")])
+def test_no_preconditioner_is_older_than_ten_steps_or_a_sixteenth_of_an_epoch(
+    monkeypatch, method, option, steps_an_epoch, every
+):
+    given = {}
+    make = getattr(methods, method)
+    monkeypatch.setattr(
+        methods, method, lambda *args, **options: given.update(options) or make(*args, **options)
+    )
+    point = {name: values[0] for name, values in methods.grid(method, 1).items()}
+    methods.build(method, OBJECTIVE, steps_an_epoch, 1, **point)
+    assert given[option] == every
+
+
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_every_method_steps_with_learning_rates_that_are_traced(method):
     def shapes(value):
