@@ -1,6 +1,7 @@
 """The command ``soaa-edu``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -9,10 +10,17 @@ from soaa_edu.storage import StoredFileError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command; returns its exit status.
+
+    A reader that has seen enough and closes the pipe, such as ``head``, is no mistake to tell of.
+    """
     options = _parser().parse_args(arguments)
     try:
         options.action(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, DataFileError, StoredFileError) as error:
         print(f"soaa-edu: {error}", file=sys.stderr)
         return 2

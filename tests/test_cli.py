@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import pytest
 from filelock import FileLock
@@ -113,6 +116,16 @@ def test_an_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
     monkeypatch.setattr(studies, "reproduce", interrupt)
     assert cli.main(["reproduce", "inverting_gpt4"]) == 130
     assert "the same command resumes" in capsys.readouterr().err
+
+
+def test_a_reader_that_closes_the_pipe_gets_no_message():
+    command = "from soaa_edu import cli; raise SystemExit(cli.main(['claims', 'S9']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_no_command_at_all_shows_the_usage(capsys):
