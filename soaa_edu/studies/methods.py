@@ -1,7 +1,7 @@
 """The methods that the studies of batch and dataset size compare, and what is tuned of each.
 
 Each gets nine tries: nine learning rates, or three learning rates by three dampings for K-FAC.
-Preconditioners are renewed 16 times an epoch, or every ten steps where those are fewer, so that
+Preconditioners are renewed 16 times an epoch, or every ten steps where that is more often, so that
 none is older; PSGD's at every step at first, as its author does it, in blocks of at most 256 rows
 and columns, since whole ones cost six times as much here. All else is the library's default. SGD's
 momentum is 0.9, and so is K-FAC's.
