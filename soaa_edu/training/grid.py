@@ -99,12 +99,13 @@ def sweep(
     for fixed, places in _by_program(points).items():
         runs = [(place, k) for place in places for k in range(len(keys))]
         numbers = {
-            name: jnp.asarray([points[place][name] for place, _ in runs])
+            name: np.asarray([points[place][name] for place, _ in runs])
             for name in axes
             if name not in dict(fixed)
         }
         which = np.array([k for _, k in runs])
-        told = _train_all(Plan(build, fixed, mesh), numbers, which, of_keys, data_sets)
+        plan = Plan(build, fixed, jax.random.key_impl(keys), mesh)
+        told = _train_all(plan, numbers, which, of_keys, data_sets)
         for i, run in enumerate(runs):
             results[run] = {name: array[i] for name, array in told.items()}
     return _in_order(results, (*map(len, axes.values()), len(keys)))
@@ -113,15 +114,17 @@ def sweep(
 class Beginning(NamedTuple):
     """Where the run of a key starts, and what its steps take.
 
+    Beginnings wait in the host's memory, where runs are picked from them without a program.
+
     Attributes:
         params: at the start.
         order: the examples of each step, ``(epochs, steps, batch_size)``.
-        keys: one for each step, ``(epochs, steps)``.
+        keys: the data of one for each step, ``(epochs, steps, ...)``.
     """
 
     params: Any
-    order: jax.Array
-    keys: jax.Array
+    order: Any
+    keys: Any
 
 
 class Plan(NamedTuple):
@@ -130,11 +133,13 @@ class Plan(NamedTuple):
     Attributes:
         build: ``(**point) -> Optimizer``.
         fixed: the part of every point that is not given as arrays, pairs of name and value.
+        kind: of the keys.
         mesh: devices that share the runs.
     """
 
     build: Callable[..., Optimizer]
     fixed: tuple
+    kind: Any
     mesh: Mesh | None
 
 
@@ -189,16 +194,17 @@ def _beginning(
         init_key, key = jax.random.split(key)
         start = strongly_typed(jax.jit(start)(init_key))
     drawn = [draw_order(k, examples, batch_size) for k in jax.random.split(key, epochs)]
-    return Beginning(start, *_stacked(drawn))
+    order, keys = _stacked([(rows, jax.random.key_data(keys)) for rows, keys in drawn])
+    return Beginning(start, order, keys)
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
+    return jax.tree.map(lambda *parts: np.stack(parts), *trees)
 
 
 def _train_all(
     plan: Plan,
-    numbers: dict[str, jax.Array],
+    numbers: dict[str, np.ndarray],
     which: np.ndarray,
     of_keys: Beginning,
     data_sets: tuple,
@@ -214,7 +220,7 @@ def _train_all(
         chosen = np.minimum(np.arange(first, first + at_once), runs - 1)
         own = jax.tree.map(lambda array: array[chosen], numbers)
         begun = jax.tree.map(lambda array: array[which[chosen]], of_keys)
-        return (*copied_to(plan.mesh, (own, begun)), data_sets)
+        return (*copied_to(plan.mesh, jax.tree.map(jnp.asarray, (own, begun))), data_sets)
 
     device, devices = jax.devices()[0], 1
     if plan.mesh is not None:
@@ -296,5 +302,6 @@ def _run(
         return (params, state), (info, {"test_loss": loss, "test_accuracy": accuracy})
 
     state = (jnp.asarray(True), strongly_typed(optimizer.init(begun.params)))
-    _, (steps, epochs) = jax.lax.scan(epoch, (begun.params, state), (begun.order, begun.keys))
+    drawn = begun.order, jax.random.wrap_key_data(begun.keys, impl=plan.kind)
+    _, (steps, epochs) = jax.lax.scan(epoch, (begun.params, state), drawn)
     return {**jax.tree.map(lambda told: told.reshape(-1), steps), **epochs}
