@@ -75,14 +75,15 @@ def train(
     def drawn(epoch: int) -> tuple[jax.Array, jax.Array]:
         return copied_to(mesh, draw_order(keys[epoch], len(train_set[0]), batch_size))
 
-    arguments = shapes((params, state, train_set, *drawn(0)))
+    order = drawn(0)
+    arguments = shapes((params, state, train_set, *order))
     one_epoch = _compile(optimizer.step, mesh, *arguments, precision())
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
     told: list[dict[str, np.ndarray]] = []
     bar = tqdm(range(epochs), desc="training", unit="epoch", disable=not progress)
     for epoch in bar:
-        order = drawn(epoch)
+        order = order if epoch == 0 else drawn(epoch)
         began = time.perf_counter()
         params, state, info = jax.block_until_ready(one_epoch(params, state, train_set, *order))
         seconds[epoch] = time.perf_counter() - began
