@@ -3,10 +3,28 @@
 import argparse
 import os
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+
 from soaa_edu.data import DataFileError
+from soaa_edu.engine import Place, Unfinished, WorkerError
 from soaa_edu.storage import StoredFileError
+
+MISTAKES = (
+    ValueError,
+    OSError,
+    MemoryError,
+    ImportError,
+    DataFileError,
+    StoredFileError,
+    WorkerError,
+)
+CPU_PACE = 300
+"""Minutes on two CPU cores for one on an H100, by the arithmetic both do in float32."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, DataFileError, StoredFileError) as error:
-        print(f"soaa-edu: {error}", file=sys.stderr)
+    except MISTAKES as error:
+        print(f"soaa-edu: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nsoaa-edu: interrupted; the same command resumes", file=sys.stderr)
@@ -41,11 +59,17 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("reproduce", help="compute a study, or resume it")
     command.add_argument("name", metavar="NAME", help="a study, or all")
-    command.add_argument("--scale", default="quick", help="quick (default), laptop or gpu")
-    command.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where results go (default: figures)"
-    )
+    _add_scale(command)
+    _add_place(command)
     command.set_defaults(action=_reproduce)
+
+    command = commands.add_parser(
+        "plan", help="what is finished, what remains and how long it takes; --run computes it"
+    )
+    _add_scale(command)
+    command.add_argument("--run", action="store_true", help="compute what remains, in this order")
+    _add_place(command)
+    command.set_defaults(action=_plan)
 
     command = commands.add_parser("draw", help="draw figures anew from stored results")
     command.add_argument("name", metavar="NAME", help="a study, or all")
@@ -60,6 +84,60 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_scale(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--scale", default="quick", help="quick (default), laptop or gpu")
+    command.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="where results go (default: figures)"
+    )
+
+
+def _add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin nothing that would take longer"
+    )
+    command.add_argument(
+        "--anyway", action="store_true", help="compute the gpu scale on a CPU too, which takes long"
+    )
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="compute in N processes of this machine"
+    )
+    where.add_argument(
+        "--cluster", metavar="ADDRESS", help="compute on a running Dask cluster, tcp://HOST:PORT"
+    )
+
+
+@contextmanager
+def _place(options: argparse.Namespace, names: Sequence[str]) -> Iterator[Place]:
+    """Where these studies are computed; other processes have the accelerator for themselves.
+
+    Raises:
+        ValueError: the gpu scale, no GPU, and not ``--anyway``.
+    """
+    from soaa_edu import engine, studies
+
+    if options.cluster is not None:
+        chosen = engine.on_cluster(options.cluster)
+    elif options.workers is not None:
+        chosen = engine.processes(options.workers)
+    else:
+        chosen = engine.here()
+    if options.cluster is not None or options.workers is not None:
+        jax.config.update("jax_platforms", "cpu")
+    with chosen as place:
+        platform = place.executor.submit(engine.origin).result()["platform"]
+        if options.scale == "gpu" and platform == "cpu":
+            minutes = sum(studies.get(name).SCALES["gpu"].minutes for name in names)
+            here = f"about {_duration(CPU_PACE * minutes)} on a CPU"
+            if not options.anyway:
+                raise ValueError(
+                    "the gpu scale needs a GPU, and JAX sees none: install JAX for it (pip install "
+                    f'"soaa-edu[cuda]"), or give --anyway, which takes {here}'
+                )
+            print(f"The gpu scale takes {here}.", file=sys.stderr)
+        yield place
+
+
 def _list(options: argparse.Namespace) -> None:
     from soaa_edu import studies
 
@@ -68,18 +146,60 @@ def _list(options: argparse.Namespace) -> None:
         print(f"{name}: {study.TITLE} ({', '.join(study.CLAIMS)})")
         for scale in studies.SCALES:
             stored = (studies.results_folder() / f"{name}.{scale}.json").exists()
-            print(f"    {scale:7}{'stored' if stored else '-':8}{study.SCALES[scale].budget}")
+            minutes = study.SCALES[scale].minutes
+            print(f"    {scale:7}{'stored' if stored else '-':8}{_duration(minutes)}")
 
 
 def _reproduce(options: argparse.Namespace) -> None:
     from soaa_edu import studies
 
-    for name in studies.NAMES if options.name == "all" else [options.name]:
-        results = studies.reproduce(name, options.scale, options.output)
-        folder = options.output or studies.results_folder()
-        print(f"{folder / name}.{options.scale}.json and .png")
-        for verdict in studies.verdicts(results):
-            print(f"    {verdict.claim}: {verdict.answer}")
+    deadline = time.monotonic() + 60 * options.minutes
+    names = studies.in_plan_order() if options.name == "all" else [options.name]
+    for name in names:
+        studies.get(name)
+    with _place(options, names) as place:
+        for name in names:
+            _tell(
+                studies.reproduce(
+                    name, options.scale, options.output, place=place, deadline=deadline
+                )
+            )
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from soaa_edu import studies
+
+    if options.run:
+        deadline = time.monotonic() + 60 * options.minutes
+        with _place(options, studies.in_plan_order()) as place:
+            for study in studies.carry_out(
+                options.scale, options.output, place=place, deadline=deadline
+            ):
+                _tell(study)
+    print(studies.plan_table(options.scale, options.output))
+
+
+def _tell(study: Unfinished) -> None:
+    """Where a study's results are and what they say, or what is missing of it."""
+    from soaa_edu import engine, studies
+
+    folder = study.folder or studies.results_folder()
+    if study.missing:
+        print(
+            f"{study.name}: {len(study.missing)} of {len(study.cells)} cells are missing, the same "
+            "command goes on"
+        )
+        return
+    print(f"{folder / study.name}.{study.scale}.json and .png")
+    for verdict in studies.verdicts(engine.finish(study)):
+        print(f"    {verdict.claim}: {verdict.answer}")
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    hours, minutes = divmod(round(minutes), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _draw(options: argparse.Namespace) -> None:

@@ -15,8 +15,18 @@ PACKAGES = ("soaa-edu", "jax", "jaxlib", "optax", "numpy", "scipy", "matplotlib"
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, device, precision, commit and time, as plain strings and numbers."""
-    device = jax.devices()[0]
+    """Versions, device, precision, commit and time, as plain strings and numbers.
+
+    Raises:
+        ValueError: JAX has no such device as ``JAX_PLATFORMS`` asks for.
+    """
+    try:
+        device = jax.devices()[0]
+    except RuntimeError as error:
+        raise ValueError(
+            f"JAX cannot use the device that it is to use: set JAX_PLATFORMS to cpu or cuda, or "
+            f"leave it unset ({error})"
+        ) from error
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},

@@ -10,15 +10,16 @@ import soaa_edu
 
 ROOT = Path(soaa_edu.__file__).parent
 FLOORS = [
+    {"__main__"},
     {"cli"},
     {"claims"},
     {"studies"},
-    {"training", "timing", "plotting"},
+    {"engine", "training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker"},
     {"curvature", "linear_solvers"},
     {"objective", "models", "problems", "data"},
-    {"checks", "provenance", "storage"},
+    {"checks", "precision", "provenance", "storage"},
 ]
 SHARED_BY_OPTIMIZERS = {"blocks", "diagonal_fisher", "protocol", "spans", "trials"}
 FILES = {

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -35,6 +36,57 @@ def test_reproduce_all_takes_every_study(folder, monkeypatch, capsys):
     assert (folder / "inverting_gpt4.quick.json").exists()
 
 
+def test_workers_compute_the_same_numbers(folder, capsys):
+    assert cli.main(["reproduce", "newton_on_quadratics", "--output", str(folder / "one")]) == 0
+    arguments = ["reproduce", "newton_on_quadratics", "--workers", "1"]
+    assert cli.main([*arguments, "--output", str(folder / "other")]) == 0
+    one, other = (
+        studies.stored("newton_on_quadratics", "quick", folder / name)["cells"]
+        for name in ("one", "other")
+    )
+    assert one == other
+
+
+def test_no_minutes_leave_a_study_to_the_next_run(folder, capsys):
+    assert cli.main(["reproduce", "newton_on_quadratics", "--minutes", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out == "newton_on_quadratics: 5 of 5 cells are missing, the same command goes on\n"
+    assert not list(folder.glob("newton*"))
+
+
+def test_the_gpu_scale_is_for_a_gpu_unless_asked_for_anyway(folder, capsys):
+    assert cli.main(["reproduce", "inverting_gpt4", "--scale", "gpu"]) == 2
+    assert "give --anyway, which takes about 0 s on a CPU" in capsys.readouterr().err
+    assert cli.main(["reproduce", "inverting_gpt4", "--scale", "gpu", "--anyway"]) == 0
+    assert "The gpu scale takes about 0 s on a CPU." in capsys.readouterr().err
+    assert (folder / "inverting_gpt4.gpu.json").exists()
+
+
+def test_the_plan_is_shown_and_carried_out(folder, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "NAMES", ("inverting_gpt4",))
+    assert cli.main(["plan"]) == 0
+    assert "inverting_gpt4  0 of 1" in capsys.readouterr().out
+    assert cli.main(["plan", "--run"]) == 0
+    out = capsys.readouterr().out
+    assert "inverting_gpt4.quick.json and .png" in out
+    assert "inverting_gpt4  1 of 1" in out
+
+
+def test_an_unknown_device_is_named_and_the_package_runs_from_its_checkout(tmp_path):
+    command = [sys.executable, "-m", "soaa_edu", "doctor"]
+    found = subprocess.run(
+        command,
+        env=os.environ | {"JAX_PLATFORMS": "abacus"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert "JAX cannot use the device" in found.stderr
+    assert "set JAX_PLATFORMS to cpu or cuda" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_list_shows_studies_claims_and_what_is_stored(folder, capsys):
     studies.reproduce("inverting_gpt4", "laptop", folder)
     capsys.readouterr()
@@ -55,7 +107,7 @@ def test_draw_makes_every_stored_picture_anew_from_its_numbers(folder, monkeypat
     for scale in ("quick", "laptop"):
         studies.reproduce("inverting_gpt4", scale, folder)
         (folder / f"inverting_gpt4.{scale}.png").unlink()
-    monkeypatch.setattr(studies, "run", None)
+    monkeypatch.setattr(studies, "reproduce", None)
     capsys.readouterr()
     assert cli.main(["draw", "all"]) == 0
     pictures = [str(folder / f"inverting_gpt4.{scale}.png") for scale in ("quick", "laptop")]
@@ -99,8 +151,7 @@ def test_a_folder_that_cannot_be_written_gets_a_message_and_status_2(folder, cap
 
 
 def test_a_study_that_another_process_computes_gets_a_message_and_status_2(folder, capsys):
-    (folder / "unfinished").mkdir()
-    with FileLock(folder / "unfinished" / "inverting_gpt4.quick.lock"):
+    with FileLock(folder / ".inverting_gpt4.quick.lock"):
         assert cli.main(["reproduce", "inverting_gpt4"]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("soaa-edu: another process computes inverting_gpt4 at the scale quick")
@@ -110,7 +161,7 @@ def test_a_study_that_another_process_computes_gets_a_message_and_status_2(folde
 
 
 def test_an_interruption_says_how_to_go_on(folder, capsys, monkeypatch):
-    def interrupt(*arguments):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(studies, "reproduce", interrupt)

@@ -1,25 +1,24 @@
 """The studies: each computes, in cells, what a figure or a claim of the sources needs.
 
 A study is a module with ``TITLE``, ``CLAIMS``, ``SCALES`` (from ``quick`` to ``gpu``, each a
-NamedTuple of settings), ``cells(settings)`` (name -> a function that computes one piece, as plain
-numbers), ``figure(results)`` and ``verdicts(results)``.
+NamedTuple of settings, among them the ``minutes`` that it takes), ``cells(settings)`` (name -> a
+function that computes one piece, as plain numbers, or an ``engine.Cell``), ``figure(results)`` and
+``verdicts(results)``. Minutes are those of one CPU core at the quick and the laptop scale, and of
+one H100 at the gpu scale, cells one after the other.
 """
 
-import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from soaa_edu import checks, plotting
-from soaa_edu.provenance import provenance
-from soaa_edu.storage import StoredFileError, load_json, plain, save_json
+from soaa_edu import checks, engine, plotting
+from soaa_edu.engine import Place, Unfinished
+from soaa_edu.storage import StoredFileError, save_json
+from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Verdict
 
 NAMES = (
@@ -43,6 +42,8 @@ NAMES = (
     "early_refreshes",
 )
 SCALES = ("quick", "laptop", "gpu")
+FIRST = ("damping_grids", "batch_sizes", "early_refreshes")
+"""Where a short time on a GPU should go first."""
 
 
 def get(name: str) -> ModuleType:
@@ -55,6 +56,11 @@ def get(name: str) -> ModuleType:
     return import_module(f"soaa_edu.studies.{name}")
 
 
+def in_plan_order() -> list[str]:
+    """The studies in the order in which they should be computed where time is short."""
+    return sorted(NAMES, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
 def results_folder() -> Path:
     """``figures/`` of the checkout that this library is in, or of the current folder."""
     checkout = Path(__file__).parents[2]
@@ -62,70 +68,124 @@ def results_folder() -> Path:
     return root / "figures"
 
 
-def run(name: str, scale: str, *, keep: Path | None = None, progress: bool = False) -> dict:
-    """Compute a study.
+def run(name: str, scale: str) -> dict:
+    """Compute a study in this process and keep nothing of it on disk.
+
+    Returns:
+        Its results, as described in ``soaa_edu.engine.results``.
+    """
+    study = _begin(name, scale)
+    with engine.here() as place:
+        engine.compute([study], place)
+    return engine.finish(study)
+
+
+def reproduce(
+    name: str,
+    scale: str,
+    folder: Path | None = None,
+    *,
+    place: Place | None = None,
+    deadline: float = float("inf"),
+) -> Unfinished:
+    """Compute a study, going on with what an interrupted run left.
+
+    Every cell is kept in ``NAME.SCALE.unfinished.json``. Once all are there, ``NAME.SCALE.json``
+    and ``NAME.SCALE.png`` take its place.
 
     Args:
         name: one of ``NAMES``.
-        scale: ``"quick"``, ``"laptop"`` or ``"gpu"``.
-        keep: a folder in which every finished cell is kept, so that an interrupted study resumes.
-            What another version, device or setting left there is thrown away.
-        progress: show a progress bar, with the cell that is computed and the time left.
+        scale: one of ``SCALES``.
+        folder: where the files go, by default ``results_folder()``.
+        place: where cells are computed, by default in this process.
+        deadline: on the clock of ``time.monotonic``; no cell begins that would end later.
 
     Returns:
-        A dict with the study's name, scale, settings, its ``cells`` and their provenance.
-    """
-    checks.one_of("scale", scale, SCALES)
-    study = get(name)
-    settings = study.SCALES[scale]
-    origin = provenance()
-    if keep is not None:
-        _clear_if_stale(keep, {**settings._asdict(), "budget": None, **_environment(origin)})
-    cells = study.cells(settings)
-    finished = {} if keep is None else _kept(keep, cells)
-    todo = {cell: compute for cell, compute in cells.items() if cell not in finished}
-    with tqdm(
-        total=len(cells),
-        initial=len(finished),
-        desc=f"{name} ({scale})",
-        unit="cell",
-        disable=not progress,
-    ) as bar:
-        for cell, compute in todo.items():
-            bar.set_postfix_str(cell)
-            finished[cell] = compute() if keep is None else _computed(keep, cell, compute)
-            bar.update()
-    return {
-        "study": name,
-        "scale": scale,
-        "settings": settings._asdict(),
-        "provenance": origin,
-        "cells": {cell: finished[cell] for cell in cells},
-    }
-
-
-def reproduce(name: str, scale: str, folder: Path | None = None) -> dict:
-    """Compute a study, resuming what was interrupted; keep its numbers and its picture.
-
-    Writes ``NAME.SCALE.json`` and ``NAME.SCALE.png`` to ``folder``, by default
-    ``results_folder()``, and finished cells to its ``unfinished``.
+        The study, with its results and what is missing of it.
 
     Raises:
         BlockingIOError: another process computes the same study into the same folder.
+        StoredFileError: unfinished cells of other settings lie there.
         ValueError: an unknown study or scale.
     """
+    (study,) = _reproduce([name], scale, folder, place, deadline)
+    return study
+
+
+def planned(scale: str, folder: Path | None = None) -> list[Unfinished]:
+    """All studies as they stand at a scale, in the order of the plan; finished ones with all cells.
+
+    Raises:
+        StoredFileError: a file of theirs cannot be read, or has unfinished cells of other settings.
+        ValueError: an unknown scale.
+    """
+    folder = folder or results_folder()
+    studies = []
+    for name in in_plan_order():
+        path = folder / f"{name}.{scale}.json"
+        study = _begin(name, scale, folder)
+        if path.exists():
+            study = study._replace(results=engine.read(path))
+        studies.append(study)
+    return studies
+
+
+def plan_table(scale: str, folder: Path | None = None) -> str:
+    """The plan in lines: cells finished, on which devices, minutes in all and those that remain."""
+    rows = []
+    for study in planned(scale, folder):
+        rows.append(
+            {
+                "study": study.name,
+                "cells": f"{len(study.cells) - len(study.missing)} of {len(study.cells)}",
+                "minutes": f"{sum(study.seconds.values()) / 60:.1f}",
+                "left": f"{engine.remaining(study) / 60:.1f}",
+                "computed on": ", ".join(engine.devices(study.results)) or "-",
+            }
+        )
+    return as_text(rows)
+
+
+def carry_out(
+    scale: str,
+    folder: Path | None = None,
+    *,
+    place: Place | None = None,
+    deadline: float = float("inf"),
+) -> list[Unfinished]:
+    """Compute what the plan still lacks, in its order; arguments and errors are ``reproduce``'s."""
+    todo = [study.name for study in planned(scale, folder) if study.missing]
+    return _reproduce(todo, scale, folder, place, deadline)
+
+
+def _begin(name: str, scale: str, folder: Path | None = None) -> Unfinished:
     checks.one_of("scale", scale, SCALES)
     get(name)
+    return engine.take_up(f"{__name__}.{name}", scale, folder)
+
+
+def _reproduce(
+    names: Sequence[str], scale: str, folder: Path | None, place: Place | None, deadline: float
+) -> list[Unfinished]:
     folder = folder or results_folder()
-    keep = folder / "unfinished" / f"{name}.{scale}"
-    path = folder / f"{name}.{scale}.json"
-    with _locked(name, scale, keep):
-        results = run(name, scale, keep=keep, progress=True)
+    checks.one_of("scale", scale, SCALES)
+
+    def keep(study: Unfinished) -> None:
+        """Store the results and the picture of a study that has all its cells."""
+        results = engine.finish(study)
+        path = folder / f"{study.name}.{scale}.json"
         save_json(path, results)
-        results = load_json(path)
-        plotting.save(figure(name, results), path.with_suffix(".png"))
-        shutil.rmtree(keep)
-    return results
+        plotting.save(figure(study.name, results), path.with_suffix(".png"))
+        engine.forget(study)
+
+    with ExitStack() as stack:
+        for name in names:
+            get(name)
+            stack.enter_context(engine.alone(name, scale, folder))
+        studies = [_begin(name, scale, folder) for name in names]
+        place = place or stack.enter_context(engine.here())
+        engine.compute(studies, place, deadline=deadline, finished=keep, progress=True)
+    return studies
 
 
 def stored(name: str, scale: str, folder: Path | None = None) -> dict:
@@ -142,7 +202,7 @@ def stored(name: str, scale: str, folder: Path | None = None) -> dict:
         raise StoredFileError(
             f"no {scale} results of {name} are stored: soaa-edu reproduce {name} --scale {scale}"
         )
-    return load_json(path)
+    return engine.read(path)
 
 
 def largest_stored(name: str, folder: Path | None = None) -> dict | None:
@@ -171,7 +231,7 @@ def redraw(name: str, folder: Path | None = None) -> list[Path]:
     found = [folder / f"{name}.{scale}.json" for scale in SCALES]
     pictures = [path.with_suffix(".png") for path in found if path.exists()]
     for picture in pictures:
-        plotting.save(figure(name, load_json(picture.with_suffix(".json"))), picture)
+        plotting.save(figure(name, engine.read(picture.with_suffix(".json"))), picture)
     return pictures
 
 
@@ -184,45 +244,3 @@ def figure(name: str, results: dict) -> Figure:
 def verdicts(results: dict) -> list[Verdict]:
     """What results say of the study's claims."""
     return get(results["study"]).verdicts(results)
-
-
-def _environment(origin: dict[str, Any]) -> dict[str, Any]:
-    return {key: origin[key] for key in ("soaa-edu", "jax", "jaxlib", "platform", "device")}
-
-
-def _clear_if_stale(folder: Path, fingerprint: dict[str, Any]) -> None:
-    path = folder / "made_with.json"
-    if path.exists() and load_json(path) == plain(fingerprint):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    save_json(path, fingerprint)
-
-
-def _kept(folder: Path, cells: dict[str, Callable]) -> dict[str, Any]:
-    """The cells that an interrupted run finished."""
-    paths = {cell: folder / f"{cell}.json" for cell in cells}
-    return {cell: load_json(path) for cell, path in paths.items() if path.exists()}
-
-
-def _computed(folder: Path, cell: str, compute: Callable) -> Any:
-    """A cell as it comes back from its file, so that a resumed study ends in the same numbers."""
-    path = folder / f"{cell}.json"
-    save_json(path, compute())
-    return load_json(path)
-
-
-def _locked(name: str, scale: str, keep: Path) -> AbstractContextManager:
-    """Keeps other processes away from a study's unfinished cells.
-
-    The lock's file lies beside their folder and stays there: were it removed, a process that has
-    it open and one that makes it anew would both hold it. The system drops the lock of a process
-    that dies.
-    """
-    keep.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        return FileLock(f"{keep}.lock").acquire(timeout=0)
-    except Timeout as error:
-        raise BlockingIOError(
-            f"another process computes {name} at the scale {scale} into {keep.parent.parent}: wait "
-            "for it to end, or give another --output"
-        ) from error

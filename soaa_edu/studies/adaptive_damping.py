@@ -52,13 +52,13 @@ class Settings(NamedTuple):
     tuning_seeds: int
     batch_sizes: tuple[int, ...]
     iterations: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 3, 1, (64, 640), 10, "90 s"),
-    "laptop": Settings(None, 3, 5, 9, 3, (64, 2048), 20, "40 min"),
-    "gpu": Settings(None, 7, 10, 9, 3, (64, 512, 2048, 16384), 50, "not measured"),
+    "quick": Settings(1920, 2, 2, 3, 1, (64, 640), 10, 1.5),
+    "laptop": Settings(None, 3, 5, 9, 3, (64, 2048), 20, 40.0),
+    "gpu": Settings(None, 7, 10, 9, 3, (64, 512, 2048, 16384), 50, 8.0),
 }
 
 

@@ -49,13 +49,13 @@ class Settings(NamedTuple):
     methods: tuple[str, ...]
     tries: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 FIELD = (*FIRST_ORDER, "kfac", "shampoo")
 SCALES = {
-    "quick": Settings((256, 2048), (64, 512), 16, 2, ("adam", "kfac"), 1, 3, "1 min"),
-    "laptop": Settings((1000, 8000, 60_000), (64, 512, 4096), 64, 3, FIELD, 9, 5, "27 min"),
+    "quick": Settings((256, 2048), (64, 512), 16, 2, ("adam", "kfac"), 1, 3, 1.0),
+    "laptop": Settings((1000, 8000, 60_000), (64, 512, 4096), 64, 3, FIELD, 9, 5, 27.0),
     "gpu": Settings(
         (1000, 4000, 16_000, 60_000),
         (64, 256, 1024, 4096, 16_384),
@@ -64,7 +64,7 @@ SCALES = {
         FIELD,
         9,
         5,
-        "not measured",
+        8.0,
     ),
 }
 

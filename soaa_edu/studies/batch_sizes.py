@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     tries: int
     seeds: int
     timed: dict[str, tuple[int, ...]]
-    budget: str
+    minutes: float
 
 
 ALL_SIZES = tuple(64 * 2**k for k in range(9))
@@ -66,7 +66,7 @@ SCALES = {
         1,
         3,
         {},
-        "1 min",
+        1.0,
     ),
     "laptop": Settings(
         {"mlp": ALL_SIZES, "cnn": FEW_SIZES, "vit": FEW_SIZES},
@@ -78,7 +78,7 @@ SCALES = {
         9,
         3,
         dict.fromkeys(NETWORKS, FEW_SIZES),
-        "2 h 15 min",
+        135.0,
     ),
     "gpu": Settings(
         dict.fromkeys(NETWORKS, ALL_SIZES),
@@ -90,7 +90,7 @@ SCALES = {
         9,
         5,
         dict.fromkeys(NETWORKS, FEW_SIZES),
-        "not measured",
+        8.0,
     ),
 }
 

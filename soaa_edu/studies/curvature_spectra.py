@@ -44,13 +44,13 @@ class Settings(NamedTuple):
     probe_size: int
     iterations: int
     samples: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 256, 40, 2, "40 s"),
-    "laptop": Settings(None, 7, 3, 2048, 120, 4, "5 min"),
-    "gpu": Settings(None, 7, 10, 60_000, 200, 16, "not measured"),
+    "quick": Settings(1920, 2, 2, 256, 40, 2, 0.67),
+    "laptop": Settings(None, 7, 3, 2048, 120, 4, 5.0),
+    "gpu": Settings(None, 7, 10, 60_000, 200, 16, 8.0),
 }
 
 

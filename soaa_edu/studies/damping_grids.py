@@ -67,7 +67,7 @@ class Settings(NamedTuple):
     hidden: int
     epochs: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 RATES = {
@@ -89,12 +89,10 @@ SCALES = {
         8,
         1,
         3,
-        "15 s",
+        0.25,
     ),
-    "laptop": Settings((32, 128, 512, 2048), RATES, DAMPINGS, 4096, 32, 3, 3, "27 min"),
-    "gpu": Settings(
-        tuple(64 * 4**k for k in range(5)), RATES, DAMPINGS, None, 256, 20, 5, "not measured"
-    ),
+    "laptop": Settings((32, 128, 512, 2048), RATES, DAMPINGS, 4096, 32, 3, 3, 27.0),
+    "gpu": Settings(tuple(64 * 4**k for k in range(5)), RATES, DAMPINGS, None, 256, 20, 5, 8.0),
 }
 
 

@@ -63,7 +63,7 @@ class Settings(NamedTuple):
     depth: int
     tries: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 FIELD = ("adam", "kfac", "shampoo")
@@ -79,7 +79,7 @@ SCALES = {
         1,
         1,
         3,
-        "1 min",
+        1.0,
     ),
     "laptop": Settings(
         (
@@ -94,7 +94,7 @@ SCALES = {
         1,
         9,
         5,
-        "33 min",
+        33.0,
     ),
     "gpu": Settings(
         (
@@ -110,7 +110,7 @@ SCALES = {
         4,
         9,
         5,
-        "not measured",
+        8.0,
     ),
 }
 

@@ -88,7 +88,7 @@ class Settings(NamedTuple):
     intervals: tuple[int, ...]
     tries: int
     seeds: int
-    budget: str
+    minutes: float
 
     @property
     def steps(self) -> int:
@@ -97,7 +97,7 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(("grafted",), 16, 0, 3200, 2, 5, (0.0, 0.1), (25,), 1, 3, "15 s"),
+    "quick": Settings(("grafted",), 16, 0, 3200, 2, 5, (0.0, 0.1), (25,), 1, 3, 0.25),
     "laptop": Settings(
         tuple(FORMS),
         16,
@@ -109,7 +109,7 @@ SCALES = {
         (15, 150),
         9,
         3,
-        "13 min",
+        13.0,
     ),
     "gpu": Settings(
         tuple(FORMS),
@@ -122,7 +122,7 @@ SCALES = {
         (300, 1000, 3000, 10_000, 30_000),
         9,
         5,
-        "not measured",
+        8.0,
     ),
 }
 

@@ -61,13 +61,13 @@ class Settings(NamedTuple):
     large_batch: int
     timed_steps: int
     timed_repeats: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 3, 320, 20, 3, "75 s"),
-    "laptop": Settings(None, 7, 5, 9, 2048, 200, 5, "15 min"),
-    "gpu": Settings(None, 7, 10, 9, 2048, 200, 5, "not measured"),
+    "quick": Settings(1920, 2, 2, 3, 320, 20, 3, 1.25),
+    "laptop": Settings(None, 7, 5, 9, 2048, 200, 5, 15.0),
+    "gpu": Settings(None, 7, 10, 9, 2048, 200, 5, 8.0),
 }
 
 

@@ -27,10 +27,10 @@ class Settings(NamedTuple):
     """The range of n, and what the arithmetic costs."""
 
     parameters: tuple[float, float, float]
-    budget: str
+    minutes: float
 
 
-SCALES = dict.fromkeys(("quick", "laptop", "gpu"), Settings((1.65e12, 1.7e12, 1.75e12), "0 s"))
+SCALES = dict.fromkeys(("quick", "laptop", "gpu"), Settings((1.65e12, 1.7e12, 1.75e12), 0.0))
 
 
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:

@@ -59,13 +59,13 @@ class Settings(NamedTuple):
     epochs: int
     seeds: int
     probe_size: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(2048, 2, 2, 256, "30 s"),
-    "laptop": Settings(60_000, 5, 5, 2048, "3 min"),
-    "gpu": Settings(60_000, 20, 10, 16_384, "not measured"),
+    "quick": Settings(2048, 2, 2, 256, 0.5),
+    "laptop": Settings(60_000, 5, 5, 2048, 3.0),
+    "gpu": Settings(60_000, 20, 10, 16_384, 8.0),
 }
 
 

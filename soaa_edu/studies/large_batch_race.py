@@ -54,13 +54,13 @@ class Settings(NamedTuple):
     tuning_values: int
     seeds: int
     timed_steps: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(2048, 256, {"mlp": 1}, 1, 2, 8, "1 min"),
-    "laptop": Settings(None, 4096, {"mlp": 3, "cnn": 3, "vit": 1}, 9, 3, 5, "1 h 15 min"),
-    "gpu": Settings(None, 4096, dict.fromkeys(MODELS, 20), 9, 5, 140, "not measured"),
+    "quick": Settings(2048, 256, {"mlp": 1}, 1, 2, 8, 1.0),
+    "laptop": Settings(None, 4096, {"mlp": 3, "cnn": 3, "vit": 1}, 9, 3, 5, 75.0),
+    "gpu": Settings(None, 4096, dict.fromkeys(MODELS, 20), 9, 5, 140, 8.0),
 }
 
 

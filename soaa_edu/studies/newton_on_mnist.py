@@ -68,14 +68,14 @@ class Settings(NamedTuple):
     timed_repeats: int
     dense_hidden: int
     dense_steps: int
-    budget: str
+    minutes: float
 
 
 CUTOFFS = (1e-6, 9.5e-4, 9.5e-3, 1e-1)
 SCALES = {
-    "quick": Settings(640, 2, 2, 2, (9.5e-3,), 10, 2, 1, 2, "15 s"),
-    "laptop": Settings(None, 7, 5, 3, CUTOFFS, 200, 5, 5, 2, "60 min"),
-    "gpu": Settings(None, 7, 5, 5, CUTOFFS, 200, 5, 10, 10, "not measured"),
+    "quick": Settings(640, 2, 2, 2, (9.5e-3,), 10, 2, 1, 2, 0.25),
+    "laptop": Settings(None, 7, 5, 3, CUTOFFS, 200, 5, 5, 2, 60.0),
+    "gpu": Settings(None, 7, 5, 5, CUTOFFS, 200, 5, 10, 10, 8.0),
 }
 
 

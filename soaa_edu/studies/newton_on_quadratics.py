@@ -34,13 +34,13 @@ class Settings(NamedTuple):
     dimensions: int
     condition_numbers: tuple[float, ...]
     seeds: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4), 3, "4 s"),
-    "laptop": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, "2 min"),
-    "gpu": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, "for a CPU: as laptop"),
+    "quick": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4), 3, 0.07),
+    "laptop": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, 2.0),
+    "gpu": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, 2.0),
 }
 
 

@@ -50,15 +50,13 @@ class Settings(NamedTuple):
     probes: int
     probe_examples: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(8192, (64, 4096), 128, 16, 2048, 2, "30 s"),
-    "laptop": Settings(60_000, (16, 64, 256, 1024, 4096), 1024, 64, 16_384, 3, "5 min"),
-    "gpu": Settings(
-        60_000, (16, 64, 256, 1024, 4096, 16_384), 8192, 256, 60_000, 5, "not measured"
-    ),
+    "quick": Settings(8192, (64, 4096), 128, 16, 2048, 2, 0.5),
+    "laptop": Settings(60_000, (16, 64, 256, 1024, 4096), 1024, 64, 16_384, 3, 5.0),
+    "gpu": Settings(60_000, (16, 64, 256, 1024, 4096, 16_384), 8192, 256, 60_000, 5, 8.0),
 }
 
 

@@ -69,7 +69,7 @@ class Settings(NamedTuple):
     size: dict[str, Any]
     tuning_values: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
@@ -78,21 +78,21 @@ SCALES = {
         SIZES["quick"]._asdict(),
         1,
         3,
-        "2 min",
+        2.0,
     ),
     "laptop": Settings(
         ("mlp", "decoder"),
         SIZES["laptop"]._replace(characters=204_800)._asdict(),
         9,
         5,
-        "20 min",
+        20.0,
     ),
     "gpu": Settings(
         tuple(NETWORKS),
         SIZES["gpu"]._asdict(),
         9,
         5,
-        "not measured",
+        8.0,
     ),
 }
 

@@ -48,13 +48,13 @@ class Settings(NamedTuple):
 
     steps: int
     seeds: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
-    "quick": Settings(50, 3, "30 s"),
-    "laptop": Settings(500, 5, "2 min"),
-    "gpu": Settings(500, 20, "not measured"),
+    "quick": Settings(50, 3, 0.5),
+    "laptop": Settings(500, 5, 2.0),
+    "gpu": Settings(500, 20, 8.0),
 }
 
 

@@ -70,7 +70,7 @@ class Settings(NamedTuple):
     tuning_values: int
     seeds: int
     timed_steps: int
-    budget: str
+    minutes: float
 
 
 SCALES = {
@@ -80,7 +80,7 @@ SCALES = {
         1,
         3,
         8,
-        "2 min",
+        2.0,
     ),
     "laptop": Settings(
         tuple(NETWORKS),
@@ -88,7 +88,7 @@ SCALES = {
         9,
         5,
         20,
-        "1 h",
+        60.0,
     ),
     "gpu": Settings(
         tuple(NETWORKS),
@@ -96,7 +96,7 @@ SCALES = {
         9,
         5,
         100,
-        "not measured",
+        8.0,
     ),
 }
 MIDDLES = dict.fromkeys(METHODS, 4e-3) | {"kfac": 0.03}

@@ -45,7 +45,7 @@ def results(batch=1.0, rate=0.5, spread=0.02, seeds=3, centre=1.0):
         hidden=8,
         epochs=2,
         seeds=seeds,
-        budget="0 s",
+        minutes=0.0,
     )
     return plain({"study": "damping_grids", "settings": settings._asdict(), "cells": cells})
 
@@ -184,7 +184,7 @@ def test_a_cell_holds_the_end_of_each_run_by_damping_and_seed():
         hidden=3,
         epochs=1,
         seeds=2,
-        budget="0 s",
+        minutes=0.0,
     )
     told = study.cells(settings)
     assert list(told) == ["gauss_newton_at_256.0"]

@@ -2,16 +2,19 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from filelock import FileLock
 
-from soaa_edu import studies
+from soaa_edu import engine, studies
+from soaa_edu.engine import cells
 from soaa_edu.provenance import provenance
 from soaa_edu.storage import StoredFileError
 from soaa_edu.studies.verdicts import HOLDS, Part, judge
@@ -19,7 +22,7 @@ from soaa_edu.studies.verdicts import HOLDS, Part, judge
 
 class Settings(NamedTuple):
     size: int
-    budget: str
+    minutes: float
 
 
 class Broken(Exception):
@@ -28,11 +31,14 @@ class Broken(Exception):
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A study of two cells that counts its work and fails in cells named in ``fails``."""
+    """A study of two cells that counts its work and fails in cells named in ``fails``.
+
+    The second needs the first.
+    """
     study = SimpleNamespace(
         TITLE="A fake",
         CLAIMS=("F1",),
-        SCALES=dict.fromkeys(studies.SCALES, Settings(3, "0 s")),
+        SCALES=dict.fromkeys(studies.SCALES, Settings(3, 1.0)),
         fails=set(),
         computed=[],
     )
@@ -53,7 +59,8 @@ def fake(monkeypatch):
         return [judge("F1", parts, seeds=3, least_seeds=3, settled_by="")]
 
     study.cells = lambda settings: {
-        name: lambda name=name: compute(name, settings) for name in ("first", "second")
+        "first": lambda: compute("first", settings),
+        "second": engine.Cell(lambda first: compute("second", settings), needs=("first",)),
     }
     study.figure, study.verdicts = figure, verdicts
     monkeypatch.setitem(sys.modules, "soaa_edu.studies.fake", study)
@@ -69,6 +76,10 @@ def interrupted(fake, folder):
     fake.fails = set()
 
 
+def stored_cells(folder):
+    return studies.stored("fake", "quick", folder)["cells"]
+
+
 @pytest.mark.parametrize("name", studies.NAMES)
 def test_every_study_follows_the_protocol(name):
     study = studies.get(name)
@@ -77,7 +88,7 @@ def test_every_study_follows_the_protocol(name):
     assert tuple(study.SCALES) == studies.SCALES == ("quick", "laptop", "gpu")
     for settings in study.SCALES.values():
         assert isinstance(settings, tuple)
-        assert isinstance(settings.budget, str)
+        assert settings.minutes >= 0
     assert all(callable(part) for part in (study.cells, study.figure, study.verdicts))
 
 
@@ -93,32 +104,41 @@ def test_results_stand_in_the_figures_of_the_checkout():
 def test_a_run_tells_where_its_numbers_come_from(fake):
     results = studies.run("fake", "laptop")
     assert (results["study"], results["scale"]) == ("fake", "laptop")
-    assert results["settings"] == {"size": 3, "budget": "0 s"}
-    assert set(results["provenance"]) == set(provenance())
-    np.testing.assert_array_equal(results["cells"]["second"]["numbers"], np.arange(3) / 3)
+    assert results["settings"] == {"size": 3, "minutes": 1.0}
+    (origin,) = results["origins"]
+    assert set(origin) == set(provenance()) - {"time"}
+    assert results["cells"]["second"]["numbers"] == [0, 0.333333, 0.666667]
 
 
 def test_reproduce_leaves_the_numbers_the_picture_and_the_lock_alone(fake, tmp_path):
-    results = studies.reproduce("fake", "quick", tmp_path)
-    files = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {"fake.quick.json", "fake.quick.png", "fake.quick.lock"}
-    assert not any(path.is_dir() for path in (tmp_path / "unfinished").iterdir())
+    study = studies.reproduce("fake", "quick", tmp_path)
+    assert not study.missing
+    files = {path.name for path in tmp_path.rglob("*")}
+    assert files == {"fake.quick.json", "fake.quick.png", ".fake.quick.lock"}
     assert (tmp_path / "fake.quick.png").read_bytes().startswith(b"\x89PNG")
-    assert results == json.loads((tmp_path / "fake.quick.json").read_text())
+    results = json.loads((tmp_path / "fake.quick.json").read_text())
+    assert results == engine.finish(study)
     assert results["cells"]["first"] == {"numbers": [0, 0.333333, 0.666667], "lost": None}
     assert [verdict.answer for verdict in studies.verdicts(results)] == [HOLDS]
 
 
 def test_an_interrupted_study_resumes_where_it_stopped(fake, tmp_path):
-    whole = studies.reproduce("fake", "quick", tmp_path / "whole")
+    studies.reproduce("fake", "quick", tmp_path / "whole")
     fake.computed.clear()
     interrupted(fake, tmp_path)
-    assert (tmp_path / "unfinished" / "fake.quick" / "first.json").exists()
+    assert list(engine.read(tmp_path / "fake.quick.unfinished.json")["cells"]) == ["first"]
     assert not (tmp_path / "fake.quick.json").exists()
-    resumed = studies.reproduce("fake", "quick", tmp_path)
+    studies.reproduce("fake", "quick", tmp_path)
     assert fake.computed == ["first", "second"]
-    assert resumed["cells"] == whole["cells"]
-    assert not (tmp_path / "unfinished" / "fake.quick").exists()
+    whole, resumed = (stored_cells(folder) for folder in (tmp_path / "whole", tmp_path))
+    assert resumed == whole
+    assert not (tmp_path / "fake.quick.unfinished.json").exists()
+
+
+def test_no_time_leaves_the_study_as_it_is(fake, tmp_path):
+    study = studies.reproduce("fake", "quick", tmp_path, deadline=time.monotonic())
+    assert study.missing == ["first", "second"]
+    assert not list(tmp_path.glob("fake*"))
 
 
 KILLED = """
@@ -132,10 +152,10 @@ from soaa_edu import studies
 
 class Settings(NamedTuple):
     size: int
-    budget: str
+    minutes: float
 
 sys.modules["soaa_edu.studies.fake"] = SimpleNamespace(
-    SCALES={"quick": Settings(3, "0 s")},
+    SCALES={"quick": Settings(3, 1.0)},
     cells=lambda settings: {
         "first": lambda: {"numbers": np.arange(settings.size) / 3, "lost": np.nan},
         "second": lambda: os.kill(os.getpid(), signal.SIGKILL),
@@ -147,25 +167,39 @@ studies.reproduce("fake", "quick", Path(sys.argv[1]))
 
 
 def test_a_killed_study_resumes_where_it_stopped(fake, tmp_path):
-    whole = studies.reproduce("fake", "quick", tmp_path / "whole")
+    studies.reproduce("fake", "quick", tmp_path / "whole")
     fake.computed.clear()
+    half_written = tmp_path / ".fake.quick.unfinished.json.x"
+    half_written.touch()
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not list(tmp_path.glob("*.json"))
-    resumed = studies.reproduce("fake", "quick", tmp_path)
+    assert not half_written.exists()
+    assert not (tmp_path / "fake.quick.json").exists()
+    study = studies.reproduce("fake", "quick", tmp_path)
     assert fake.computed == ["second"]
-    assert list(resumed["cells"]) == ["first", "second"]
-    assert resumed["cells"] == whole["cells"]
+    assert list(study.results["cells"]) == ["first", "second"]
+    assert stored_cells(tmp_path) == stored_cells(tmp_path / "whole")
+
+
+def test_a_study_killed_before_its_picture_only_lacks_that(fake, tmp_path):
+    draw, fake.figure = fake.figure, lambda results: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        studies.reproduce("fake", "quick", tmp_path)
+    fake.figure = draw
+    studies.reproduce("fake", "quick", tmp_path)
+    assert fake.computed == ["first", "second"]
+    assert (tmp_path / "fake.quick.png").exists()
 
 
 def test_a_study_that_another_process_computes_is_left_to_it(fake, tmp_path):
-    stored = studies.reproduce("fake", "quick", tmp_path)
+    studies.reproduce("fake", "quick", tmp_path)
+    stored = stored_cells(tmp_path)
     interrupted(fake, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     fake.computed.clear()
     message = "another process computes fake at the scale quick into .*: wait for it to end, or gi"
-    with FileLock(tmp_path / "unfinished" / "fake.quick.lock"):
+    with FileLock(tmp_path / ".fake.quick.lock"):
         with pytest.raises(BlockingIOError, match=message):
             studies.reproduce("fake", "quick", tmp_path)
         assert not fake.computed
@@ -173,7 +207,8 @@ def test_a_study_that_another_process_computes_is_left_to_it(fake, tmp_path):
         studies.reproduce("fake", "laptop", tmp_path)
         studies.reproduce("fake", "quick", tmp_path / "elsewhere")
     fake.computed.clear()
-    assert studies.reproduce("fake", "quick", tmp_path)["cells"] == stored["cells"]
+    studies.reproduce("fake", "quick", tmp_path)
+    assert stored_cells(tmp_path) == stored
     assert fake.computed == ["second"]
 
 
@@ -194,7 +229,10 @@ def test_nobody_else_computes_a_study_until_it_is_done(fake, tmp_path):
 
 
 def test_progress_shows_the_cell_and_counts_those_kept(fake, tmp_path, capfd):
-    interrupted(fake, tmp_path)
+    fake.fails = {"second"}
+    with pytest.raises(Broken):
+        studies.reproduce("fake", "quick", tmp_path)
+    fake.fails = set()
     shown = capfd.readouterr().err
     assert "0/2" in shown
     assert "first" in shown
@@ -207,32 +245,61 @@ def test_progress_shows_the_cell_and_counts_those_kept(fake, tmp_path, capfd):
     assert "first" not in shown
 
 
-def test_cells_of_other_settings_are_thrown_away(fake, tmp_path):
+def test_cells_of_other_settings_are_refused_and_kept(fake, tmp_path):
     interrupted(fake, tmp_path)
-    fake.SCALES = fake.SCALES | {"quick": Settings(5, "0 s")}
-    results = studies.reproduce("fake", "quick", tmp_path)
-    assert fake.computed == ["first", "first", "second"]
-    assert len(results["cells"]["first"]["numbers"]) == 5
+    kept = (tmp_path / "fake.quick.unfinished.json").read_bytes()
+    fake.SCALES = fake.SCALES | {"quick": Settings(5, 1.0)}
+    with pytest.raises(StoredFileError, match=r"size was 3 and is 5.: move it away to begin anew"):
+        studies.reproduce("fake", "quick", tmp_path)
+    assert fake.computed == ["first"]
+    assert (tmp_path / "fake.quick.unfinished.json").read_bytes() == kept
 
 
-def test_cells_of_another_version_are_thrown_away(fake, tmp_path, monkeypatch):
+def test_cells_of_another_version_keep_their_origin(fake, tmp_path, monkeypatch):
     interrupted(fake, tmp_path)
-    monkeypatch.setattr(studies, "provenance", lambda: {**provenance(), "jax": "0.0.1"})
-    studies.reproduce("fake", "quick", tmp_path)
-    assert fake.computed == ["first", "first", "second"]
+    other = {**cells.origin(), "jax": "0.0.1"}
+    monkeypatch.setattr(cells, "origin", lambda: other)
+    results = engine.finish(studies.reproduce("fake", "quick", tmp_path))
+    assert fake.computed == ["first", "second"]
+    assert [origin["jax"] for origin in results["origins"]] == [jax.__version__, "0.0.1"]
+    assert [results["made"][cell][0] for cell in ("first", "second")] == [0, 1]
 
 
-def test_a_new_estimate_of_the_budget_throws_nothing_away(fake, tmp_path):
+def test_a_new_estimate_of_the_minutes_throws_nothing_away(fake, tmp_path):
     interrupted(fake, tmp_path)
-    fake.SCALES = fake.SCALES | {"quick": Settings(3, "1 h")}
-    assert studies.reproduce("fake", "quick", tmp_path)["settings"]["budget"] == "1 h"
+    fake.SCALES = fake.SCALES | {"quick": Settings(3, 60.0)}
+    study = studies.reproduce("fake", "quick", tmp_path)
+    assert study.results["settings"]["minutes"] == 60.0
     assert fake.computed == ["first", "second"]
 
 
-def test_a_finished_study_is_computed_anew(fake, tmp_path):
+def test_a_finished_study_is_computed_anew_but_not_by_the_plan(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "NAMES", ("fake",))
     for _ in range(2):
         studies.reproduce("fake", "quick", tmp_path)
     assert fake.computed == ["first", "second"] * 2
+    assert studies.carry_out("quick", tmp_path) == []
+
+
+def test_the_plan_goes_on_with_what_is_there_in_its_order(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "NAMES", ("inverting_gpt4", "fake"))
+    monkeypatch.setattr(studies, "FIRST", ("fake",))
+    interrupted(fake, tmp_path)
+    lines = studies.plan_table("quick", tmp_path).splitlines()
+    assert [line.split()[:6] for line in lines[1:]] == [
+        ["fake", "1", "of", "2", "1.0", f"{left(fake, tmp_path):.1f}"],
+        ["inverting_gpt4", "0", "of", "1", "0.0", "0.0"],
+    ]
+    done = studies.carry_out("quick", tmp_path)
+    assert [study.name for study in done] == ["fake", "inverting_gpt4"]
+    assert fake.computed == ["first", "second"]
+    assert "2 of 2" in studies.plan_table("quick", tmp_path)
+
+
+def left(fake, folder):
+    """Minutes that the rest of the interrupted study takes by the pace of its first cell."""
+    ((_, seconds, _),) = engine.read(folder / "fake.quick.unfinished.json")["made"].values()
+    return seconds / 60
 
 
 @pytest.mark.parametrize("use", [studies.run, studies.reproduce, studies.stored])
@@ -246,7 +313,7 @@ def test_an_unknown_study_or_scale_is_named_with_those_there_are(use):
 
 
 def test_what_is_stored_comes_back(fake, tmp_path):
-    results = studies.reproduce("fake", "quick", tmp_path)
+    results = engine.finish(studies.reproduce("fake", "quick", tmp_path))
     assert studies.stored("fake", "quick", tmp_path) == results
 
 
