@@ -4,12 +4,15 @@ Each gets nine tries: nine learning rates, or three learning rates by three damp
 Preconditioners are renewed 16 times an epoch, or every ten steps where that is more often, so that
 none is older; PSGD's at every step at first, as its author does it, in blocks of at most 256 rows
 and columns, since whole ones cost six times as much here. All else is the library's default. SGD's
-momentum is 0.9, and so is K-FAC's.
+momentum is 0.9, and so is K-FAC's. The learning rate is constant, or rises over a first part of the
+steps and then falls along a cosine.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from soaa_edu import plotting
@@ -57,9 +60,35 @@ def renewed_every(steps_an_epoch: int) -> int:
     return min(max(steps_an_epoch // RENEWALS, 1), OLDEST)
 
 
-def build(method: str, objective: Any, steps_an_epoch: int, epochs: int, **point: Any) -> Optimizer:
-    """A method at a point of its grid, for a run of so many steps."""
+def rising_and_falling(rate: Any, steps: int, rising: int) -> Callable[[Any], Any]:
+    """An optax schedule: up to ``rate`` in so many steps, then along a cosine to zero."""
+    falling = optax.cosine_decay_schedule(rate, steps - rising)
+
+    def at(step: Any) -> Any:
+        return jnp.where(step < rising, rate * (step + 1) / rising, falling(step - rising))
+
+    return at
+
+
+def build(
+    method: str,
+    objective: Any,
+    steps_an_epoch: int,
+    epochs: int,
+    *,
+    warm_up: float = 0.0,
+    **point: Any,
+) -> Optimizer:
+    """A method at a point of its grid, for a run of so many steps.
+
+    ``warm_up`` is the part of them in which the learning rate rises, before it falls; at zero it is
+    constant.
+    """
     renew_every = renewed_every(steps_an_epoch)
+    steps = steps_an_epoch * epochs
+    if warm_up:
+        rising = max(round(warm_up * steps), 1)
+        point["learning_rate"] = rising_and_falling(point["learning_rate"], steps, rising)
     if method == "kfac":
         return kfac(objective, momentum=MOMENTUM, invert_every=renew_every, **point)
     made = {
@@ -67,6 +96,6 @@ def build(method: str, objective: Any, steps_an_epoch: int, epochs: int, **point
         "adam": optax.adam,
         "shampoo": lambda rate: shampoo(rate, refresh_every=renew_every),
         "psgd": partial(psgd, block_size=PSGD_BLOCK),
-        "soaa": lambda rate: soaa(rate, total_steps=steps_an_epoch * epochs),
+        "soaa": lambda rate: soaa(rate, total_steps=steps),
     }
     return first_order(objective, made[method](point["learning_rate"]))

@@ -12,7 +12,7 @@ from soaa_edu.studies import early_refreshes as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
 
 SETTINGS = study.Settings(
-    ("grafted", "plain"), 8, 1, 640, 10, 2, (0.0, 0.04, 0.1), (4, 20), 1, 3, ""
+    ("grafted", "plain"), 8, 1, 640, 10, 2, (0.0, 0.04, 0.1), (4, 20), 1, 3, 0, 0.0
 )
 STEPS = 100
 
@@ -127,20 +127,23 @@ def tiny(monkeypatch, rng):
 
 
 def test_a_share_of_one_and_a_refresh_as_often_later_give_the_same_run(tiny):
-    computed = {name: compute() for name, compute in study.cells(tiny).items()}
+    computed = {}
+    for name, cell in study.cells(tiny).items():
+        computed[name] = cell.compute(*(computed[needed] for needed in cell.needs))
     assert list(computed) == [
         "plain_throughout",
+        "plain_even",
+        "plain_late",
         "plain_at_0",
         "plain_at_0.04",
         "plain_at_0.1",
-        "plain_even",
-        "plain_late",
     ]
     made = plain({"study": "early_refreshes", "settings": tiny._asdict(), "cells": computed})
     assert study.accuracies(made, "plain", 0.1).shape == (3, 3)
     assert study.placed_numbers(made, "plain", "late", "final_loss").shape == (2, 3)
     often = study.then_every(0.1, 2, tiny)
-    same = study.with_each("plain", [often], tiny)["final_loss"][0]
+    tuning = computed["plain_throughout"]
+    same = study.with_each("plain", [often], tiny, tuning)["final_loss"][0]
     np.testing.assert_allclose(same, study.throughout(made, "plain", "final_loss"), atol=1e-6)
     others = study.placed_numbers(made, "plain", "early", "final_loss")[0]
     assert not np.allclose(same, others, atol=1e-4)

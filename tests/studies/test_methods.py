@@ -37,11 +37,18 @@ def test_no_preconditioner_is_older_than_ten_steps_or_a_sixteenth_of_an_epoch(
     assert given[option] == every
 
 
+def test_a_rate_rises_to_its_value_and_falls_to_zero():
+    rate = methods.rising_and_falling(0.8, 100, 20)
+    at = np.array([rate(step) for step in (0, 9, 19, 20, 60, 100)])
+    np.testing.assert_allclose(at, [0.04, 0.4, 0.8, 0.8, 0.4, 0.0], atol=1e-7)
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 0.25])
 @pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_steps_with_learning_rates_that_are_traced(method):
+def test_every_method_steps_with_learning_rates_that_are_traced(method, warm_up):
     def shapes(value):
         point = dict.fromkeys(methods.grid(method, 1), value)
-        optimizer = methods.build(method, OBJECTIVE, 32, 2, **point)
+        optimizer = methods.build(method, OBJECTIVE, 32, 2, warm_up=warm_up, **point)
         params = OBJECTIVE.model.init(jax.random.key(0))
         batch = (jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32))
         after, _, info = optimizer.step(params, optimizer.init(params), batch, jax.random.key(1))

@@ -56,7 +56,7 @@ def test_the_figure_shows_steps_and_errors(draw):
 def computed():
     """What the study finds at a scale smaller than the quick one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(study.SCALES, "quick", study.Settings(5, (1.0, 100.0), 3, "0 s"))
+        patch.setitem(study.SCALES, "quick", study.Settings(5, (1.0, 100.0), 3, 0.0))
         return studies.run("newton_on_quadratics", "quick")
 
 
