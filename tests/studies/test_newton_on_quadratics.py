@@ -71,7 +71,7 @@ def test_a_small_scale_settles_the_claim(computed, answers, draw):
 
 def test_gradient_descent_takes_the_steps_that_theory_says(computed):
     cells = computed["cells"]
-    assert cells["1e+00"]["gradient_descent_steps"] == (1, 1, 1)
+    assert cells["1e+00"]["gradient_descent_steps"] == [1, 1, 1]
     bound = np.log(1e-6) / np.log((100 - 1) / (100 + 1))
     steps = np.array(cells["1e+02"]["gradient_descent_steps"])
     assert np.all((0.5 * bound < steps) & (steps <= np.ceil(bound)))
