@@ -21,7 +21,7 @@ FLOORS = [
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},
 ]
-SHARED_BY_OPTIMIZERS = {"blocks", "diagonal_fisher", "protocol", "spans", "trials"}
+SHARED_BY_OPTIMIZERS = {"blocks", "diagonal_fisher", "protocol", "refreshes", "spans", "trials"}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))
 }

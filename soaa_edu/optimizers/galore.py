@@ -8,6 +8,7 @@ import optax
 
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import is_matrix
+from soaa_edu.optimizers.refreshes import refreshed
 
 
 class GaloreState(NamedTuple):
@@ -83,10 +84,10 @@ def galore(
     def update(gradients: Any, state: GaloreState, params: Any = None) -> tuple[Any, GaloreState]:
         steps = optax.safe_increment(state.steps)
         matrices = jax.tree.map(_as_matrix, gradients)
-        projections = jax.lax.cond(
+        projections = refreshed(
             state.steps % refresh_every == 0,
             lambda: jax.tree.map(_leading_singular_vectors, matrices, state.projections),
-            lambda: state.projections,
+            state.projections,
         )
         projected = jax.tree.map(_project, matrices, projections)
         first_moment = optax.tree.update_moment(projected, state.first_moment, b1, 1)

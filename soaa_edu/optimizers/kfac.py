@@ -19,6 +19,7 @@ from soaa_edu.kronecker import (
     run_forward,
 )
 from soaa_edu.optimizers.protocol import Optimizer
+from soaa_edu.optimizers.refreshes import refreshed
 from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
 
 
@@ -174,7 +175,7 @@ def _every(interval: int, steps: jax.Array, function: Callable, otherwise: Any) 
     """What ``function`` gives at every ``interval``-th step, and what there was at the others."""
     if interval == 1:
         return function()
-    return jax.lax.cond(steps % interval == 0, function, lambda: otherwise)
+    return refreshed(steps % interval == 0, function, otherwise)
 
 
 def _invert(average: Factors, damping: jax.Array) -> dict[str, tuple]:

@@ -11,6 +11,7 @@ from jax.scipy.linalg import solve_triangular
 
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, to_blocks
+from soaa_edu.optimizers.refreshes import refreshed
 
 NORM_ITERATIONS = 2
 
@@ -120,8 +121,8 @@ def psgd(
         if callable(update_probability):
             chance = update_probability(state.steps)
         due = (state.steps == 0) | (jax.random.uniform(choice_key) < chance)
-        factors, preconditioners, info = jax.lax.cond(
-            due, moved, lambda: (state.factors, state.preconditioners, state.info)
+        factors, preconditioners, info = refreshed(
+            due, moved, (state.factors, state.preconditioners, state.info)
         )
         steps = optax.safe_increment(state.steps)
         debiased = optax.tree.bias_correction(momentum, b1, steps)

@@ -17,6 +17,7 @@ from soaa_edu.optimizers.blocks import (
     second_moments,
     to_blocks,
 )
+from soaa_edu.optimizers.refreshes import refreshed
 
 ADAM_EPS = 1e-8
 
@@ -121,12 +122,12 @@ def shampoo(
             root = partial(inverse_root, exponent=exponent, ridge=ridge)
             return jax.tree.map(partial(one_at_a_time, root), debiased)
 
-        statistics = jax.lax.cond(
-            state.steps % statistics_every == 0, updated_statistics, lambda: state.statistics
+        statistics = refreshed(
+            state.steps % statistics_every == 0, updated_statistics, state.statistics
         )
         interval = refresh_every(state.steps) if callable(refresh_every) else refresh_every
         due = (state.since_refresh < 0) | (state.since_refresh >= interval)
-        roots = jax.lax.cond(due, fresh_roots, lambda: state.roots)
+        roots = refreshed(due, fresh_roots, state.roots)
         since_refresh = optax.safe_increment(jnp.where(due, 0, state.since_refresh))
 
         def precondition(m: jax.Array, v: jax.Array, roots: tuple) -> jax.Array:

@@ -10,6 +10,7 @@ import optax
 
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, second_moments, to_blocks
+from soaa_edu.optimizers.refreshes import refreshed
 
 
 class SoapState(NamedTuple):
@@ -115,14 +116,11 @@ def soap(
             second_moment = jax.tree.map(_reorder, state.second_moment, orders)
             return bases, jax.tree.map(_rotate, first_moment, bases), second_moment
 
-        def same_bases() -> tuple:
-            return state.bases, state.first_moment, state.second_moment
-
         interval = refresh_every(state.steps) if callable(refresh_every) else refresh_every
         absent, due = state.since_refresh < 0, state.since_refresh >= interval
-        bases, first_moment, second_moment = jax.lax.switch(
-            jnp.where(absent, 0, jnp.where(due, 1, 2)), (first_bases, turned_bases, same_bases)
-        )
+        same_bases = state.bases, state.first_moment, state.second_moment
+        turned = refreshed(due, turned_bases, same_bases)
+        bases, first_moment, second_moment = refreshed(absent, first_bases, turned)
         since_refresh = optax.safe_increment(jnp.where(absent | due, 0, state.since_refresh))
 
         rotated = jax.tree.map(_rotate, blocks, bases)
