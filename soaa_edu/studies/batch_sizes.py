@@ -208,8 +208,22 @@ def _costs(
 
 
 def networks_of(results: dict) -> list[str]:
-    """The networks that these results are about."""
-    return [name for name in NETWORKS if name in results["settings"]["batch_sizes"]]
+    """The networks on which the claim's methods and their rivals are all there."""
+    asked = {m for m in (*FIRST_ORDER, *CLAIMED) if m in results["settings"]["methods"]}
+    networks = [name for name in NETWORKS if name in results["settings"]["batch_sizes"]]
+    return [name for name in networks if asked <= {*methods_of(results, name)}]
+
+
+def methods_of(results: dict, network: str) -> list[str]:
+    """The methods that were raced on a network at all its batch sizes."""
+    return [
+        method
+        for method in results["settings"]["methods"]
+        if all(
+            f"{method}_on_{network}_at_{size}" in results["cells"]
+            for size in sizes_of(results, network)
+        )
+    ]
 
 
 def sizes_of(results: dict, network: str) -> list[int]:
@@ -289,7 +303,7 @@ def verdicts(results: dict) -> list[Verdict]:
             f"{NETWORKS[network]}, accuracy at {largest:,}: "
             + ", ".join(
                 f"{label(m)} {mean_and_spread(accuracy(results, m, network, largest), 3)}"
-                for m in results["settings"]["methods"]
+                for m in methods_of(results, network)
             )
         )
     return [
@@ -308,7 +322,7 @@ def rows(results: dict, network: str, batch_size: int) -> list[dict[str, str]]:
     """Loss, accuracy, steps to the target and cost of each method at a batch size."""
     costs = results["cells"].get(f"cost_on_{network}_at_{batch_size}")
     found = []
-    for method in results["settings"]["methods"]:
+    for method in methods_of(results, network):
         given = (results, method, network, batch_size)
         reached = np.median(steps_to_target(*given))
         best = results["cells"][f"{method}_on_{network}_at_{batch_size}"]["search"]["best"]
@@ -341,7 +355,7 @@ def draw(
 ) -> None:
     """``quantity`` of each method against the batch size, a band for the seeds."""
     sizes = sizes_of(results, network)
-    for method in methods or results["settings"]["methods"]:
+    for method in methods or methods_of(results, network):
         values = np.array([quantity(results, method, network, size) for size in sizes]).T
         plotting.band(axes, sizes, values, marker="o", markersize=3, **METHODS[method])
     plotting.sizes_axis(axes, sizes)

@@ -105,6 +105,24 @@ def test_the_figure_shows_accuracy_and_loss_of_every_method(draw):
     assert all(len(axes.lines) == len(FIELD) for axes in drawing.axes)
 
 
+def test_results_without_some_cells_tell_of_the_networks_that_are_whole(draw):
+    made_up = results({})
+    del made_up["cells"]["psgd_on_mlp_at_256"]
+    made_up["settings"]["batch_sizes"] = {"vit": (64,), "mlp": (64, 256, 1024)}
+    assert study.networks_of(made_up) == ["mlp"]
+    assert "psgd" not in study.methods_of(made_up, "mlp")
+    assert len(draw(made_up).axes) == 2
+    del made_up["cells"]["kfac_on_mlp_at_64"]
+    assert study.networks_of(made_up) == []
+
+
+def test_at_the_gpu_scale_the_claim_comes_first_a_network_after_the_other():
+    names = list(study.cells(study.SCALES["gpu"]))
+    of_claim = [name.partition("_on_")[2].partition("_at_")[0] for name in names[:40]]
+    assert of_claim == ["mlp"] * 16 + ["vit"] * 12 + ["cnn"] * 12
+    assert {name.partition("_on_")[0] for name in names[:40]} == {"sgd", "adam", "kfac", "shampoo"}
+
+
 def test_cells_are_methods_batch_sizes_and_timings():
     names = list(study.cells(study.SCALES["quick"]._replace(timed={"mlp": (64,)})))
     assert names[:2] == ["adam_on_mlp_at_64", "kfac_on_mlp_at_64"]
