@@ -11,11 +11,13 @@ from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
 from soaa_edu.objective import Loss, Objective
+from soaa_edu.precision import exact_products
 
 Matvec = Callable[[Any], Any]
 CURVATURES = ("hessian", "gauss_newton")
 
 
+@exact_products()
 def hvp(f: Callable, params: Any, v: Any, mode: str = "forward_over_reverse") -> Any:
     """The Hessian of ``f`` at ``params`` times ``v`` (Pearlmutter 1994).
 
@@ -43,11 +45,13 @@ def hvp(f: Callable, params: Any, v: Any, mode: str = "forward_over_reverse") ->
     return jax.grad(lambda p: jax.jvp(f, (p,), (v,))[1])(params)
 
 
+@exact_products()
 def hessian_matvec(f: Callable, params: Any) -> Matvec:
     """v -> H v for the Hessian of ``f(params)``, linearised once at ``params``."""
     return jax.linearize(jax.grad(f), params)[1]
 
 
+@exact_products()
 def gauss_newton_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
     """v -> G v with G = Jᵀ H_L J (Schraudolph 2002).
 
@@ -60,6 +64,7 @@ def gauss_newton_matvec(objective: Objective, params: Any, batch: Any) -> Matvec
     return lambda v: transpose(output_hessian(jacobian(v)))
 
 
+@exact_products()
 def fisher_matvec(
     objective: Objective, params: Any, batch: Any, key: jax.Array | None = None
 ) -> Matvec:
@@ -85,6 +90,7 @@ def fisher_matvec(
     outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
     examples = count_examples(targets)
 
+    @exact_products()
     def matvec(v: Any) -> Any:
         covariance = loss.gradient_covariance(outputs, targets, jacobian(v))
         return transpose(examples * covariance)
@@ -92,6 +98,7 @@ def fisher_matvec(
     return matvec
 
 
+@exact_products()
 def empirical_fisher_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
     """v -> E v with E = 1/B Σ gᵢ gᵢᵀ, gᵢ the gradient of one example's loss at its given target.
 
@@ -111,6 +118,7 @@ def empirical_fisher_matvec(objective: Objective, params: Any, batch: Any) -> Ma
     return matvec
 
 
+@exact_products()
 def empirical_fisher_diagonal(objective: Callable, params: Any, batch: Any) -> Any:
     """The diagonal of the empirical Fisher: each gradient of one example, squared, their mean.
 
@@ -155,6 +163,7 @@ def damped(matvec: Matvec, damping: Any) -> Matvec:
     return lambda v: jax.tree.map(lambda cv, v: cv + damping * v, matvec(v), v)
 
 
+@exact_products()
 def dense(matvec: Matvec, params: Any) -> jax.Array:
     """The matrix itself, ``(n, n)``, in the order of ``jax.flatten_util.ravel_pytree(params)``.
 
@@ -168,6 +177,7 @@ def dense(matvec: Matvec, params: Any) -> jax.Array:
     return images_of_units(column, flat.size, flat.dtype).T
 
 
+@exact_products()
 def images_of_units(function: Callable, size: int, dtype: Any) -> jax.Array:
     """What ``function`` makes of each unit vector of ``size`` numbers, one row for each.
 

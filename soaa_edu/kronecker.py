@@ -16,6 +16,7 @@ from soaa_edu import checks
 from soaa_edu.curvature import count_examples
 from soaa_edu.models import Model
 from soaa_edu.objective import Loss, Objective
+from soaa_edu.precision import exact_products
 
 FISHERS = ("sampled", "exact", "empirical")
 SHARINGS = ("expand", "reduce")
@@ -101,6 +102,7 @@ def check_fisher(objective: Any, fisher: str) -> None:
         )
 
 
+@exact_products()
 def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
     """The outputs and every dense layer's inputs, from one pass with taps of zeros.
 
@@ -128,6 +130,7 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
 
     outputs, transpose, layer_inputs = jax.vjp(forward, dense, copies, taps, has_aux=True)
 
+    @exact_products()
     def pull(cotangent: Any) -> tuple[Any, Any]:
         of_dense, of_copies, of_taps = transpose(cotangent)
         of_others = jax.tree.map(lambda leaf: leaf.sum(axis=0), of_copies)
@@ -138,6 +141,7 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
     return Signals(outputs, with_ones, pull)
 
 
+@exact_products()
 def factors(
     objective: Any,
     signals: Signals,

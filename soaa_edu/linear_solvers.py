@@ -1,4 +1,4 @@
-"""Conjugate gradients, Lanczos and trust regions, from products v -> A v; roots of matrices."""
+"""Conjugate gradients, Lanczos and trust regions, from products v -> A v."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
+from soaa_edu.precision import exact_products
 
 ITERATIONS_BETWEEN_TRUE_RESIDUALS = 50
 
@@ -38,6 +39,7 @@ class _CGState(NamedTuple):
     positive_curvature: jax.Array
 
 
+@exact_products()
 def conjugate_gradient(
     matvec: Callable,
     b: Any,
@@ -166,6 +168,7 @@ class CGPath(NamedTuple):
     iterations: jax.Array
 
 
+@exact_products()
 def cg_path(
     matvec: Callable,
     b: Any,
@@ -253,6 +256,7 @@ class LanczosResult(NamedTuple):
     vectors: jax.Array
 
 
+@exact_products()
 def lanczos(matvec: Callable, start: Any, iterations: int) -> LanczosResult:
     """Lanczos' three-term recurrence with full reorthogonalisation (Lanczos 1950).
 
@@ -327,6 +331,7 @@ def ritz(result: LanczosResult) -> tuple[jax.Array, jax.Array]:
     return values, vectors[0] ** 2
 
 
+@exact_products()
 def spectral_quadrature(
     matvec: Callable, like: Any, key: jax.Array, *, iterations: int, samples: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -380,6 +385,7 @@ class _SteihaugState(NamedTuple):
     on_boundary: jax.Array
 
 
+@exact_products()
 def steihaug_cg(
     matvec: Callable, gradient: Any, radius: Any, *, max_iterations: int, tolerance: Any = 1e-5
 ) -> TrustRegionResult:
@@ -456,6 +462,7 @@ def _norm(v: jax.Array) -> jax.Array:
     return scale * jnp.linalg.norm(v / scale)
 
 
+@exact_products()
 def lanczos_trust_region(
     matvec: Callable, gradient: Any, radius: Any, *, iterations: int
 ) -> TrustRegionResult:
@@ -489,6 +496,7 @@ def lanczos_trust_region(
     )
 
 
+@exact_products()
 def minimise_in_ball(
     eigenvalues: jax.Array, slopes: jax.Array, radius: Any
 ) -> tuple[jax.Array, jax.Array]:
@@ -531,31 +539,6 @@ def minimise_in_ball(
     hard = negative & (shift <= rounding * largest)
     y = jnp.where(hard, y.at[0].set(jnp.where(slopes[0] > 0, -rest, rest)), y)
     return y, ~inside & (hard | (jnp.linalg.norm(y) > 0))
-
-
-def inverse_root(matrix: jax.Array, exponent: Any, ridge: Any) -> jax.Array:
-    """A⁻ᵉ of a symmetric positive semidefinite matrix, from its eigenvalues.
-
-        V diag(max(λᵢ, 0) + ridge · λ_max)⁻ᵉ Vᵀ,   A = V diag(λ) Vᵀ
-
-    The ridge is relative to the largest eigenvalue, so that the root of c A is c⁻ᵉ times that of A
-    however small c is. The zero matrix gives the identity.
-
-    Args:
-        matrix: ``(..., n, n)``, one matrix or a stack of them.
-        exponent: e, above zero.
-        ridge: zero or more; for a singular matrix above the rounding unit of its type.
-
-    Raises:
-        ValueError: an exponent or a ridge out of its range.
-    """
-    checks.positive("exponent", exponent)
-    checks.not_negative("ridge", ridge)
-    values, vectors = jnp.linalg.eigh(matrix)
-    largest = jnp.maximum(values[..., -1:], 0)
-    scale = jnp.where(largest == 0, 1, largest)
-    relative = jnp.where(largest == 0, 1, jnp.maximum(values, 0) / scale + ridge)
-    return (vectors * (relative**-exponent * scale**-exponent)[..., None, :]) @ vectors.mT
 
 
 def _tridiagonal(krylov: LanczosResult) -> jax.Array:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from soaa_edu.precision import exact_products
+
 
 @dataclass(frozen=True, eq=False)
 class Problem:
@@ -54,9 +56,15 @@ def quadratic(matrix: Any, b: Any) -> Problem:
     solution = None
     if eigenvalues.min() > rounding:
         solution = jnp.asarray(np.linalg.solve(exact, np.asarray(b, np.float64)), b.dtype)
-    return Problem(lambda x: 0.5 * x @ matrix @ x - b @ x, solution)
+
+    @exact_products()
+    def function(x: Any) -> Any:
+        return 0.5 * x @ matrix @ x - b @ x
+
+    return Problem(function, solution)
 
 
+@exact_products()
 def random_quadratic(key: jax.Array, eigenvalues: Sequence[float] | jax.Array) -> Problem:
     """A quadratic with the given eigenvalues ``(d,)``, random eigenvectors and a random b."""
     eigenvalues = jnp.asarray(eigenvalues, float)

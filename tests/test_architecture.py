@@ -17,7 +17,7 @@ FLOORS = [
     {"engine", "training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker"},
-    {"curvature", "linear_solvers"},
+    {"curvature", "linear_solvers", "matrix_roots"},
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},
 ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import fractional_matrix_power
 
-from soaa_edu.linear_solvers import inverse_root
+from soaa_edu.matrix_roots import inverse_root
 
 
 def definite(rng, size, condition=1e3):

@@ -1,10 +1,18 @@
 """How an array of parameters becomes matrices, for methods that multiply from both sides."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from soaa_edu import checks
+from soaa_edu.matrix_roots import inverse_root, inverse_root_by_products
+
+LARGEST_P = 8
 
 
 def is_matrix(leaf: Any) -> bool:
@@ -46,6 +54,41 @@ def from_blocks(blocks: jax.Array, like: Any) -> jax.Array:
 def second_moments(blocks: jax.Array) -> tuple:
     """GGᵀ and GᵀG of each block G of a matrix; nothing for a vector."""
     return (blocks @ blocks.mT, blocks.mT @ blocks) if is_matrix(blocks) else ()
+
+
+def inverse_roots(stacks: Any, exponent: Any, ridge: Any) -> Any:
+    """``inverse_root`` of every matrix in a tree of stacks ``(k, n, n)``.
+
+    On a CPU it decomposes one matrix at a time. Elsewhere it takes products where the exponent is a
+    Python number 1/p with p from 2 to 8. Stacks of equal matrices are joined, so that a network of
+    many layers needs few programs.
+    """
+    leaves, structure = jax.tree.flatten(stacks)
+    alike: dict[Any, list[int]] = {}
+    for place, leaf in enumerate(leaves):
+        alike.setdefault((leaf.shape[1:], leaf.dtype), []).append(place)
+    for places in alike.values():
+        joined = jnp.concatenate([leaves[place] for place in places])
+        ends = np.cumsum([len(leaves[place]) for place in places])
+        roots = jnp.split(_roots_of_stack(joined, exponent, ridge), ends[:-1])
+        for place, root in zip(places, roots):
+            leaves[place] = root
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _roots_of_stack(stack: jax.Array, exponent: Any, ridge: Any) -> jax.Array:
+    exact = partial(
+        one_at_a_time, lambda matrix: inverse_root(matrix, exponent=exponent, ridge=ridge)
+    )
+    known = checks.concrete(exponent) or 1.0
+    p = round(1 / known)
+    if not (2 <= p <= LARGEST_P and math.isclose(p * known, 1, rel_tol=1e-7)):
+        return exact(stack)
+
+    def by_products(stack: jax.Array) -> jax.Array:
+        return inverse_root_by_products(stack, p, ridge)
+
+    return jax.lax.platform_dependent(stack, cpu=exact, default=by_products)
 
 
 def one_at_a_time(function: Callable, *stacks: jax.Array) -> Any:

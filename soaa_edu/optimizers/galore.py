@@ -9,6 +9,7 @@ import optax
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import is_matrix
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.precision import exact_products
 
 
 class GaloreState(NamedTuple):
@@ -81,6 +82,7 @@ def galore(
         second = optax.tree.zeros_like(moment)
         return GaloreState(jnp.zeros((), jnp.int32), projections, moment, second)
 
+    @exact_products()
     def update(gradients: Any, state: GaloreState, params: Any = None) -> tuple[Any, GaloreState]:
         steps = optax.safe_increment(state.steps)
         matrices = jax.tree.map(_as_matrix, gradients)

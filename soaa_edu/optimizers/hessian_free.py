@@ -13,6 +13,7 @@ from soaa_edu.linear_solvers import conjugate_gradient
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.spans import spanned_by_rows
 from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
+from soaa_edu.precision import exact_products
 
 
 def hessian_free(
@@ -58,6 +59,7 @@ def hessian_free(
     def init(params: Any) -> Any:
         return () if rule is None else jnp.asarray(rule.initial, ravel_pytree(params)[0].dtype)
 
+    @exact_products()
     def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         strength = damping if rule is None else state
         seen = spanned_by_rows(objective, params, batch)

@@ -21,6 +21,7 @@ from soaa_edu.kronecker import (
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.refreshes import refreshed
 from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
+from soaa_edu.precision import exact_products
 
 
 class KfacState(NamedTuple):
@@ -121,6 +122,7 @@ def kfac(
             damping=first,
         )
 
+    @exact_products()
     def step(params: Any, state: KfacState, batch: Any, key: Any) -> tuple[Any, KfacState, dict]:
         inputs, targets = batch
         signals = run_forward(objective.model, params, inputs)

@@ -23,6 +23,7 @@ from soaa_edu.optimizers.trials import (
     predicted_decrease,
     try_step,
 )
+from soaa_edu.precision import exact_products
 
 KEPT_OF_LAST_SOLUTION = 0.95
 PRECONDITIONER_EXPONENT = 0.75
@@ -73,6 +74,7 @@ def martens_hessian_free(
         strength = jnp.asarray(rule.initial, ravel_pytree(params)[0].dtype)
         return MartensState(strength, jax.tree.map(jnp.zeros_like, params))
 
+    @exact_products()
     def step(params: Any, state: MartensState, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         loss, gradient = jax.value_and_grad(objective)(params, batch)
         matvec = curvature_matvec(objective, params, batch, curvature)

@@ -21,6 +21,7 @@ from soaa_edu.linear_solvers import conjugate_gradient
 from soaa_edu.objective import Objective
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.spans import seen_by_batch
+from soaa_edu.precision import exact_products
 
 LARGEST_DENSE_SYSTEM = 20_000
 
@@ -106,6 +107,7 @@ def newton(
     def init(params: Any) -> tuple:
         return ()
 
+    @exact_products()
     def step(params: Any, state: tuple, batch: Any, key: Any) -> tuple[Any, tuple, dict]:
         loss, gradient = jax.value_and_grad(objective)(params, batch)
         if undamped:

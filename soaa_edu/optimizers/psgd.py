@@ -12,6 +12,7 @@ from jax.scipy.linalg import solve_triangular
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, to_blocks
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.precision import exact_products
 
 NORM_ITERATIONS = 2
 
@@ -98,6 +99,7 @@ def psgd(
             info={"criterion": jnp.full((), jnp.nan)},
         )
 
+    @exact_products()
     def update(gradients: Any, state: PsgdState, params: Any = None) -> tuple[Any, PsgdState]:
         key, choice_key, probe_key = jax.random.split(state.key, 3)
         blocks = jax.tree.map(in_blocks, gradients)

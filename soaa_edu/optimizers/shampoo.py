@@ -1,7 +1,6 @@
 """Shampoo: a gradient matrix multiplied from both sides by roots of its own second moments."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,15 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
-from soaa_edu.linear_solvers import inverse_root
 from soaa_edu.optimizers.blocks import (
     from_blocks,
+    inverse_roots,
     is_matrix,
-    one_at_a_time,
     second_moments,
     to_blocks,
 )
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.precision import exact_products
 
 ADAM_EPS = 1e-8
 
@@ -106,6 +105,7 @@ def shampoo(
             roots=optax.tree.zeros_like(statistics),
         )
 
+    @exact_products()
     def update(gradients: Any, state: ShampooState, params: Any = None) -> tuple[Any, ShampooState]:
         steps = optax.safe_increment(state.steps)
         blocks = jax.tree.map(lambda g: to_blocks(g, block_size), gradients)
@@ -119,8 +119,7 @@ def shampoo(
         def fresh_roots() -> Any:
             times_updated = 1 + state.steps // statistics_every
             debiased = optax.tree.bias_correction(statistics, decay, times_updated)
-            root = partial(inverse_root, exponent=exponent, ridge=ridge)
-            return jax.tree.map(partial(one_at_a_time, root), debiased)
+            return inverse_roots(debiased, exponent, ridge)
 
         statistics = refreshed(
             state.steps % statistics_every == 0, updated_statistics, state.statistics

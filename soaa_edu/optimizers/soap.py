@@ -11,6 +11,7 @@ import optax
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, second_moments, to_blocks
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.precision import exact_products
 
 
 class SoapState(NamedTuple):
@@ -98,6 +99,7 @@ def soap(
             bases=optax.tree.zeros_like(statistics),
         )
 
+    @exact_products()
     def update(gradients: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
         steps = optax.safe_increment(state.steps)
         blocks = jax.tree.map(lambda g: to_blocks(g, block_size), gradients)

@@ -13,6 +13,7 @@ from soaa_edu.curvature import check_curvature, curvature_matvec
 from soaa_edu.linear_solvers import lanczos, lanczos_trust_region, ritz, steihaug_cg
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.trials import try_step
+from soaa_edu.precision import exact_products
 
 CAT_BETA = CAT_THETA = 0.1
 CAT_SHRINK, CAT_GROW = 8.0, 16.0
@@ -82,6 +83,7 @@ def trust_region(
         start = jnp.nan if radius is None else radius
         return jnp.asarray(start, ravel_pytree(params)[0].dtype)
 
+    @exact_products()
     def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         loss, gradient = jax.value_and_grad(objective)(params, batch)
         matvec = curvature_matvec(objective, params, batch, curvature)
