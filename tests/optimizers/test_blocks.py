@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soaa_edu.matrix_roots import inverse_root
 from soaa_edu.optimizers.blocks import (
     from_blocks,
+    inverse_roots,
     is_matrix,
     one_at_a_time,
     second_moments,
@@ -90,3 +92,49 @@ def test_matrices_are_decomposed_one_at_a_time(rng, length):
     expected = np.linalg.eigvalsh(np.asarray(symmetric))
     np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-4)
     assert vectors.shape == symmetric.shape
+
+
+def definite_stack(rng, length, size):
+    rows = rng.normal(size=(length, size, size + 2))
+    return jnp.asarray(rows @ rows.swapaxes(1, 2), jnp.float32)
+
+
+def roots_of(stacks, exponent, ridge=1e-6):
+    return jax.jit(lambda stacks: inverse_roots(stacks, exponent, ridge))(stacks)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.3, 0.5, 1.0])
+def test_roots_of_a_tree_are_matrix_by_matrix(rng, exponent):
+    stacks = {
+        "a": (definite_stack(rng, 1, 4), definite_stack(rng, 1, 3)),
+        "b": (definite_stack(rng, 2, 3), definite_stack(rng, 2, 4)),
+        "vector": (),
+    }
+    found = roots_of(stacks, exponent)
+    assert jax.tree.structure(found) == jax.tree.structure(stacks)
+    for roots, stack in zip(jax.tree.leaves(found), jax.tree.leaves(stacks)):
+        for root, matrix in zip(roots, stack, strict=True):
+            np.testing.assert_allclose(root, inverse_root(matrix, exponent, 1e-6), rtol=1e-4)
+    assert roots_of({"vector": ()}, exponent) == {"vector": ()}
+
+
+def lowered(platform, stacks, exponent):
+    traced = jax.jit(lambda stacks: inverse_roots(stacks, exponent, 1e-6)).trace(stacks)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_a_gpu_takes_products_and_decomposes_only_what_they_fail_on(rng):
+    stack = [definite_stack(rng, 2, 20)]
+    by_products = lowered("cuda", stack, 0.25)
+    assert by_products.index("coupled_newton") < by_products.index("syevd")
+    assert by_products.count("syevd_ffi") == 1
+    assert "HIGHEST" in by_products
+    assert "lapack" not in by_products
+    assert "coupled_newton" not in lowered("cuda", stack, 0.3)
+    assert "coupled_newton" not in lowered("cpu", stack, 0.25)
+
+
+def test_a_traced_exponent_may_be_any_number_and_takes_the_exact_form(rng):
+    stack = definite_stack(rng, 1, 3)
+    found = jax.jit(lambda e: inverse_roots([stack], e, 1e-6))(0.25)
+    np.testing.assert_allclose(found[0][0], inverse_root(stack[0], 0.25, 1e-6), rtol=1e-5)

@@ -161,7 +161,7 @@ def test_statistics_are_taken_at_their_own_interval(rng):
 def test_under_vmap_over_learning_rates_and_gradients_roots_are_not_computed_at_every_step(
     rng, monkeypatch
 ):
-    module = importlib.import_module("soaa_edu.optimizers.shampoo")
+    module = importlib.import_module("soaa_edu.optimizers.blocks")
     plain, calls = module.inverse_root, []
 
     def counted(matrix, exponent, ridge):
