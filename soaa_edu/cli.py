@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from soaa_edu.data import DataFileError
-from soaa_edu.engine import Place, Unfinished, WorkerError
+from soaa_edu.engine import Place, Rehearsed, Unfinished, WorkerError
 from soaa_edu.storage import StoredFileError
 
 MISTAKES = (
@@ -70,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--run", action="store_true", help="compute what remains, in this order")
     _add_place(command)
     command.set_defaults(action=_plan)
+
+    command = commands.add_parser(
+        "rehearse", help="compile a study's programs and run each for two steps, on any machine"
+    )
+    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("--scale", default="gpu", help="quick, laptop or gpu (default)")
+    command.add_argument(
+        "--minutes", type=float, default=5.0, help="for a cell at most (default: 5)"
+    )
+    command.set_defaults(action=_rehearse)
 
     command = commands.add_parser("draw", help="draw figures anew from stored results")
     command.add_argument("name", metavar="NAME", help="a study, or all")
@@ -177,6 +187,31 @@ def _plan(options: argparse.Namespace) -> None:
             ):
                 _tell(study)
     print(studies.plan_table(options.scale, options.output))
+
+
+def _rehearse(options: argparse.Namespace) -> None:
+    from soaa_edu import engine, studies
+
+    failed = 0
+    for name in studies.in_plan_order() if options.name == "all" else [options.name]:
+        study = studies.begun(name, options.scale)
+        print(f"{name} ({options.scale})", flush=True)
+        for told in engine.rehearse(study, 60 * options.minutes):
+            failed += told.error is not None
+            print(f"    {told.cell}: {_of_rehearsal(told)}", flush=True)
+    if failed:
+        raise ValueError(f"{failed} cells could not be rehearsed")
+
+
+def _of_rehearsal(told: Rehearsed) -> str:
+    if told.error is not None:
+        return told.error
+    programs = [
+        f"{program.runs} at once, {program.gigabytes:.1f} GB"
+        + ("" if program.ran else ", compiled alone")
+        for program in told.programs
+    ]
+    return f"{told.seconds:.0f} s; " + ("; ".join(programs) or "no new program")
 
 
 def _tell(study: Unfinished) -> None:

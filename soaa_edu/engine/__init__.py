@@ -6,12 +6,14 @@ estimate for the whole of it, and ``cells(settings)``, name -> a function or a `
 
 from soaa_edu.engine.cells import Cell, cells_of, estimates, origin
 from soaa_edu.engine.executors import Place, WorkerError, here, on_cluster, processes
+from soaa_edu.engine.rehearse import Rehearsed, rehearse
 from soaa_edu.engine.results import device_note, devices, read
 from soaa_edu.engine.run import Unfinished, alone, compute, finish, forget, remaining, take_up
 
 __all__ = [
     "Cell",
     "Place",
+    "Rehearsed",
     "Unfinished",
     "WorkerError",
     "alone",
@@ -27,6 +29,7 @@ __all__ = [
     "origin",
     "processes",
     "read",
+    "rehearse",
     "remaining",
     "take_up",
 ]

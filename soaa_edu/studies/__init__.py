@@ -74,7 +74,7 @@ def run(name: str, scale: str) -> dict:
     Returns:
         Its results, as described in ``soaa_edu.engine.results``.
     """
-    study = _begin(name, scale)
+    study = begun(name, scale)
     with engine.here() as place:
         engine.compute([study], place)
     return engine.finish(study)
@@ -123,7 +123,7 @@ def planned(scale: str, folder: Path | None = None) -> list[Unfinished]:
     studies = []
     for name in in_plan_order():
         path = folder / f"{name}.{scale}.json"
-        study = _begin(name, scale, folder)
+        study = begun(name, scale, folder)
         if path.exists():
             study = study._replace(results=engine.read(path))
         studies.append(study)
@@ -158,7 +158,13 @@ def carry_out(
     return _reproduce(todo, scale, folder, place, deadline)
 
 
-def _begin(name: str, scale: str, folder: Path | None = None) -> Unfinished:
+def begun(name: str, scale: str, folder: Path | None = None) -> Unfinished:
+    """A study as the last run left it in a folder, or without any cell.
+
+    Raises:
+        StoredFileError: what is there was computed with other settings, or cannot be read.
+        ValueError: an unknown study or scale.
+    """
     checks.one_of("scale", scale, SCALES)
     get(name)
     return engine.take_up(f"{__name__}.{name}", scale, folder)
@@ -182,7 +188,7 @@ def _reproduce(
         for name in names:
             get(name)
             stack.enter_context(engine.alone(name, scale, folder))
-        studies = [_begin(name, scale, folder) for name in names]
+        studies = [begun(name, scale, folder) for name in names]
         place = place or stack.enter_context(engine.here())
         engine.compute(studies, place, deadline=deadline, finished=keep, progress=True)
     return studies

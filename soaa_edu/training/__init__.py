@@ -2,6 +2,7 @@
 
 from soaa_edu.training.grid import sweep
 from soaa_edu.training.history import History
+from soaa_edu.training.rehearsal import rehearsal
 from soaa_edu.training.run import train
 
-__all__ = ["History", "sweep", "train"]
+__all__ = ["History", "rehearsal", "sweep", "train"]

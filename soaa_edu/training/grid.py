@@ -24,8 +24,12 @@ from soaa_edu.training.epoch import (
     shapes,
     strongly_typed,
 )
+from soaa_edu.training.memory import exhausted, free_memory, needed
+from soaa_edu.training.rehearsal import filled, is_quick, note, rehearsing, shortened
 
 MOST_AT_ONCE = 256
+MEASURED = ("test_loss", "test_accuracy")
+"""What is told after each epoch; all else at each step."""
 
 
 def sweep(
@@ -48,8 +52,8 @@ def sweep(
     Values that are no floats, such as intervals or names, and a float of zero, which may choose
     another algorithm, get a program each.
 
-    Side by side, a method renews its preconditioner as rarely as it does alone, unless the grid
-    itself makes the interval a float: then it computes one at every step.
+    Side by side, a method renews its preconditioner as rarely as it does alone. Where the grid
+    makes the interval a float, it does so in the steps in which one of the runs is due.
 
     A run whose loss is no longer finite stands still from that step on, and all it tells from
     there is ``nan``.
@@ -72,6 +76,7 @@ def sweep(
         ``nan`` where a run tells nothing.
 
     Raises:
+        MemoryError: a single run needs more memory than a device has.
         ValueError: a bad value in the grid, an empty axis, a single key in place of an array, or
             what ``train`` raises.
     """
@@ -94,6 +99,7 @@ def sweep(
     of_keys = _stacked(
         [_beginning(start, key, epochs, len(train_set[0]), batch_size) for key in keys]
     )
+    steps = epochs * (len(train_set[0]) // batch_size)
 
     results = {}
     for fixed, places in _by_program(points).items():
@@ -107,7 +113,10 @@ def sweep(
         plan = Plan(build, fixed, jax.random.key_impl(keys), mesh)
         told = _train_all(plan, numbers, which, of_keys, data_sets)
         for i, run in enumerate(runs):
-            results[run] = {name: array[i] for name, array in told.items()}
+            results[run] = {
+                name: filled(array[i], epochs if name in MEASURED else steps)
+                for name, array in told.items()
+            }
     return _in_order(results, (*map(len, axes.values()), len(keys)))
 
 
@@ -145,13 +154,8 @@ class Plan(NamedTuple):
 
 def side_by_side(device: Any) -> int:
     """How many runs a device may take at once, if its memory holds them."""
-    return 1 if device.platform == "cpu" else MOST_AT_ONCE
-
-
-def free_memory(device: Any) -> float:
-    """Bytes that are free on a device, infinity where it does not tell."""
-    told = device.memory_stats() or {}
-    return told.get("bytes_limit", np.inf) - told.get("bytes_in_use", 0)
+    on_cpu = device.platform == "cpu" and rehearsing() is None
+    return 1 if on_cpu else MOST_AT_ONCE
 
 
 def _check_keys(keys: jax.Array) -> None:
@@ -195,7 +199,9 @@ def _beginning(
         start = strongly_typed(jax.jit(start)(init_key))
     drawn = [draw_order(k, examples, batch_size) for k in jax.random.split(key, epochs)]
     order, keys = _stacked([(rows, jax.random.key_data(keys)) for rows, keys in drawn])
-    return Beginning(start, order, keys)
+    if rehearsing() is not None:
+        order, keys = order[:1], keys[:1]
+    return Beginning(start, *shortened((order, keys), axis=1))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -224,26 +230,68 @@ def _train_all(
 
     device, devices = jax.devices()[0], 1
     if plan.mesh is not None:
-        device, devices = plan.mesh.devices.flat[0], plan.mesh.size
-    chunks = -(-runs // (devices * side_by_side(device)))
+        device, devices = plan.mesh.local_devices[0], plan.mesh.size
+    alike = plan, *shapes(arguments(0, devices)), precision()
+    at_once = max(_evenly(runs, devices, side_by_side(device)), _most_compiled.get(alike, 0))
     while True:
-        each = -(-runs // (devices * chunks))
-        at_once = devices * each
-        program = _compile(plan, *shapes(arguments(0, at_once)), precision())
-        if each == 1 or _needed(program) <= free_memory(device):
+        try:
+            told = _in_chunks(plan, arguments, runs, at_once, free_memory(device))
             break
-        chunks *= 2
-    told = [
-        jax.tree.map(np.asarray, program(*arguments(first, at_once)))
-        for first in range(0, runs, at_once)
-    ]
+        except MemoryError:
+            if at_once == devices:
+                raise
+            at_once = _evenly(runs, devices, -(-at_once // (2 * devices)))
+    _most_compiled[alike] = at_once
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:runs], *told)
 
 
-def _needed(program: Any) -> int:
-    """Bytes that a compiled program takes beside its arguments."""
-    needs = program.memory_analysis()
-    return 0 if needs is None else needs.temp_size_in_bytes + needs.output_size_in_bytes
+_most_compiled: dict[tuple, int] = {}
+"""What distinguishes a program but the number of its runs -> the largest number that fitted.
+
+Some runs in vain cost less than compiling a smaller program.
+"""
+
+
+def _evenly(runs: int, devices: int, most: int) -> int:
+    """How many runs all devices take at once, in the fewest chunks, with ``most`` for each."""
+    chunks = -(-runs // (devices * most))
+    return devices * -(-runs // (devices * chunks))
+
+
+def _in_chunks(
+    plan: Plan, arguments: Callable[[int, int], tuple], runs: int, at_once: int, free: float
+) -> list[dict[str, np.ndarray]]:
+    """What each chunk tells.
+
+    Raises:
+        MemoryError: there is too little for so many runs at once.
+    """
+    try:
+        program = _compile(plan, *shapes(arguments(0, at_once)), precision())
+        if rehearsing() is not None:
+            return [_rehearsed(program, arguments(0, at_once), at_once)] * -(-runs // at_once)
+        alone = 1 if plan.mesh is None else plan.mesh.size
+        if at_once > alone and needed(program) > free:
+            raise MemoryError
+        return [
+            jax.tree.map(np.asarray, program(*arguments(first, at_once)))
+            for first in range(0, runs, at_once)
+        ]
+    except jax.errors.JaxRuntimeError as error:
+        if exhausted(error):
+            raise MemoryError(
+                "the device has too little memory for a run of this sweep: take a smaller "
+                "batch_size or network, or evaluate=False"
+            ) from error
+        raise
+
+
+def _rehearsed(program: Any, arguments: tuple, runs: int) -> dict[str, np.ndarray]:
+    """What a program tells of its first steps, or zeros where it would take long."""
+    note(program, arguments, runs)
+    if is_quick(program):
+        return jax.tree.map(np.asarray, program(*arguments))
+    return jax.tree.map(lambda told: np.zeros(told.shape, told.dtype), program.out_info)
 
 
 @lru_cache(maxsize=64)

@@ -25,6 +25,7 @@ from soaa_edu.training.epoch import (
     strongly_typed,
 )
 from soaa_edu.training.history import History
+from soaa_edu.training.rehearsal import note, rehearsing, shortened
 
 
 def train(
@@ -73,11 +74,13 @@ def train(
     keys = jax.random.split(key, epochs)
 
     def drawn(epoch: int) -> tuple[jax.Array, jax.Array]:
-        return copied_to(mesh, draw_order(keys[epoch], len(train_set[0]), batch_size))
+        order = draw_order(keys[epoch], len(train_set[0]), batch_size)
+        return copied_to(mesh, shortened(order, axis=0))
 
     order = drawn(0)
-    arguments = shapes((params, state, train_set, *order))
-    one_epoch = _compile(optimizer.step, mesh, *arguments, precision())
+    arguments = params, state, train_set, *order
+    one_epoch = _compile(optimizer.step, mesh, *shapes(arguments), precision())
+    note(one_epoch, arguments)
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
     told: list[dict[str, np.ndarray]] = []
@@ -91,7 +94,7 @@ def train(
         if evaluated is not None:
             test_loss[epoch], test_accuracy[epoch] = evaluated(params)
         bar.set_postfix(loss=f"{told[-1]['loss'].mean():.4g}")
-        if not np.isfinite(told[-1]["loss"][-1]):
+        if rehearsing() is not None or not np.isfinite(told[-1]["loss"][-1]):
             bar.close()
             break
     steps = epochs * (len(train_set[0]) // batch_size)
