@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from soaa_edu import checks
@@ -125,8 +126,24 @@ def split_over(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def copied_to(mesh: Mesh | None, tree: Any) -> Any:
-    """Arrays that every device of the mesh is to hold whole."""
-    return tree if mesh is None else jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Arrays that every device of the mesh is to hold whole.
+
+    Where the mesh spans processes, each of them has the arrays and fills its own devices.
+    """
+    if mesh is None:
+        return tree
+    whole = NamedSharding(mesh, PartitionSpec())
+    if whole.is_fully_addressable:
+        return jax.device_put(tree, whole)
+    return jax.tree.map(partial(_filled_by_each_process, whole), tree)
+
+
+def _filled_by_each_process(whole: NamedSharding, array: jax.Array) -> jax.Array:
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        data = _filled_by_each_process(whole, jax.random.key_data(array))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    local = np.asarray(array)
+    return jax.make_array_from_callback(local.shape, whole, local.__getitem__)
 
 
 def automatic(mesh: Mesh | None) -> Mesh | None:

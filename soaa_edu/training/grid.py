@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from soaa_edu.data import Dataset
 from soaa_edu.optimizers import Optimizer
@@ -68,7 +68,8 @@ def sweep(
         batch_size: examples a step.
         keys: for the order of the examples and for methods that draw, ``(keys,)``.
         evaluate: measure loss and accuracy on the test set after each epoch.
-        mesh: devices that share the runs.
+        mesh: devices that share the runs, of one process or of several (``jax.distributed``), which
+            all call with the same arguments and get the same answer.
 
     Returns:
         ``loss`` and whatever else a method tells at each step, ``(*grid, keys, steps)``, the
@@ -312,16 +313,18 @@ def _compile(plan: Plan, structure: Any, leaves: tuple, precision: tuple) -> Cal
         told = run(*jax.tree.map(lambda array: array[0], (numbers, begun)))
         return jax.tree.map(lambda array: array[None], told)
 
-    if plan.mesh is not None:
-        runs, whole = PartitionSpec(plan.mesh.axis_names), PartitionSpec()
-        share = jax.shard_map(
-            share,
-            mesh=plan.mesh,
-            in_specs=(runs, runs, whole),
-            out_specs=runs,
-            check_vma=False,
-        )
-    return jax.jit(share).lower(weak, begun, data_sets).compile()
+    if plan.mesh is None:
+        return jax.jit(share).lower(weak, begun, data_sets).compile()
+    runs, whole = PartitionSpec(plan.mesh.axis_names), PartitionSpec()
+    shared = jax.shard_map(
+        share,
+        mesh=plan.mesh,
+        in_specs=(runs, runs, whole),
+        out_specs=runs,
+        check_vma=False,
+    )
+    told_to_all = NamedSharding(plan.mesh, whole)
+    return jax.jit(shared, out_shardings=told_to_all).lower(weak, begun, data_sets).compile()
 
 
 def _run(

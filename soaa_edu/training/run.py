@@ -55,7 +55,9 @@ def train(
         key: for the order of the examples and for methods that draw.
         evaluate: measure loss and accuracy on the test set after each epoch.
         progress: show a progress bar.
-        mesh: devices that share each batch; everything else is held whole by each of them.
+        mesh: devices that share each batch; everything else is held whole by each of them. They may
+            belong to several processes (``jax.distributed``), which all call with the same
+            arguments.
 
     Raises:
         ValueError: a batch larger than the data, or one that the devices cannot share evenly,
@@ -69,8 +71,8 @@ def train(
         test_set = copied_to(mesh, on_device(data.test))
         evaluated = partial(_measure, optimizer.objective, batch=test_set)
 
-    params = copied_to(mesh, strongly_typed(params))
-    state = copied_to(mesh, strongly_typed(optimizer.init(params)))
+    params = strongly_typed(params)
+    params, state = copied_to(mesh, (params, strongly_typed(optimizer.init(params))))
     keys = jax.random.split(key, epochs)
 
     def drawn(epoch: int) -> tuple[jax.Array, jax.Array]:
