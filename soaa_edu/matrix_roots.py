@@ -75,7 +75,7 @@ def coupled_newton(matrix: jax.Array, p: int, ridge: Any) -> RootByProducts:
 
     Args:
         matrix: ``(..., n, n)``, symmetric and positive semidefinite.
-        p: a whole number, two or more.
+        p: a whole number of one or more.
         ridge: relative to λ_max, a number or one for each matrix ``(...)``.
     """
     identity = jnp.eye(matrix.shape[-1], dtype=matrix.dtype)
@@ -116,21 +116,21 @@ def coupled_newton(matrix: jax.Array, p: int, ridge: Any) -> RootByProducts:
     )
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def inverse_root_by_products(matrix: jax.Array, p: int, ridge: Any) -> jax.Array:
     """``inverse_root`` at the exponent 1/p by ``coupled_newton``, for an accelerator.
 
-    There a decomposition takes as long as hundreds of products, and does not batch, which products
-    do: all matrices of a stack go on together. Those whose residual is above 8 ε / ridge, or ½, and
-    those alone, are decomposed after all. (A change of A in its last digit moves an eigenvalue as
-    small as the ridge by ε / ridge, and the eigenvalues of ``inverse_root`` are no better.) A
-    matrix that is not finite gives ``nan`` and is left at that.
+    A GPU decomposes slowly, and one matrix after the other, where it multiplies a whole stack at
+    once. Only a matrix whose residual is above 8 ε / ridge, or above ½, is decomposed after all.
+    (Changing A in its last digit moves an eigenvalue as small as the ridge by ε / ridge, so that
+    ``inverse_root`` knows it no better.) One that is not finite gives ``nan`` and is left at that.
 
     Under ``vmap`` the mapped axis joins the stack, so that what is decomposed is decided matrix by
-    matrix there too.
+    matrix there too. Its derivative is that of ``inverse_root``.
 
     Args:
         matrix: ``(..., n, n)``, one matrix or a stack of them.
-        p: a whole number, two or more.
+        p: a whole number of one or more.
         ridge: zero or more, a number or one for each matrix ``(...)``.
 
     Raises:
@@ -140,6 +140,14 @@ def inverse_root_by_products(matrix: jax.Array, p: int, ridge: Any) -> jax.Array
     checks.not_negative("ridge", ridge)
     ridges = jnp.broadcast_to(jnp.asarray(ridge, matrix.dtype), matrix.shape[:-2])
     return _checked(p)(matrix, ridges)
+
+
+@inverse_root_by_products.defjvp
+def _derivative(p: int, at: tuple, along: tuple) -> tuple[jax.Array, jax.Array]:
+    def exact(matrix: jax.Array, ridge: Any) -> jax.Array:
+        return inverse_root(matrix, 1 / p, ridge)
+
+    return inverse_root_by_products(at[0], p, at[1]), jax.jvp(exact, at, along)[1]
 
 
 @lru_cache

@@ -203,3 +203,14 @@ def test_products_refuse_what_they_cannot_take():
         inverse_root_by_products(jnp.eye(2), 0.5, 1e-6)
     with pytest.raises(ValueError, match="ridge must be a finite number, zero or more"):
         inverse_root_by_products(jnp.eye(2), 2, -1.0)
+
+
+def test_its_derivative_is_that_of_the_exact_root(float64, rng):
+    matrix = jnp.asarray(definite(rng, 5, 30))
+
+    def through(root):
+        return jax.grad(lambda a: jnp.sum(jnp.sin(root(a))))(matrix)
+
+    found = through(lambda a: inverse_root_by_products(a, 4, 1e-3))
+    expected = through(lambda a: inverse_root(a, 0.25, 1e-3))
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)

@@ -12,7 +12,7 @@ import numpy as np
 from soaa_edu import checks
 from soaa_edu.matrix_roots import inverse_root, inverse_root_by_products
 
-LARGEST_P = 8
+P_BY_PRODUCTS = range(2, 9)
 
 
 def is_matrix(leaf: Any) -> bool:
@@ -62,7 +62,11 @@ def inverse_roots(stacks: Any, exponent: Any, ridge: Any) -> Any:
     On a CPU it decomposes one matrix at a time. Elsewhere it takes products where the exponent is a
     Python number 1/p with p from 2 to 8. Stacks of equal matrices are joined, so that a network of
     many layers needs few programs.
+
+    Raises:
+        ValueError: an exponent or a ridge out of its range.
     """
+    checks.positive("exponent", exponent)
     leaves, structure = jax.tree.flatten(stacks)
     alike: dict[Any, list[int]] = {}
     for place, leaf in enumerate(leaves):
@@ -80,13 +84,13 @@ def _roots_of_stack(stack: jax.Array, exponent: Any, ridge: Any) -> jax.Array:
     exact = partial(
         one_at_a_time, lambda matrix: inverse_root(matrix, exponent=exponent, ridge=ridge)
     )
-    known = checks.concrete(exponent) or 1.0
-    p = round(1 / known)
-    if not (2 <= p <= LARGEST_P and math.isclose(p * known, 1, rel_tol=1e-7)):
+    known = checks.concrete(exponent)
+    near = [p for p in P_BY_PRODUCTS if known and math.isclose(p * known, 1, rel_tol=1e-7)]
+    if not near:
         return exact(stack)
 
     def by_products(stack: jax.Array) -> jax.Array:
-        return inverse_root_by_products(stack, p, ridge)
+        return inverse_root_by_products(stack, near[0], ridge)
 
     return jax.lax.platform_dependent(stack, cpu=exact, default=by_products)
 

@@ -296,3 +296,16 @@ def test_it_trains_in_a_chain_with_other_transformations(classifier, rng):
 def test_options_that_make_no_sense_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         shampoo(**({"learning_rate": 0.1} | options))
+
+
+def test_a_step_can_be_differentiated(float64, rng):
+    gradient, direction = jnp.asarray(rng.normal(size=(2, 4, 3)))
+    transformation = shampoo(0.1, ridge=1e-2, grafting=None)
+
+    def size(gradient):
+        update, _ = transformation.update(gradient, transformation.init(gradient))
+        return jnp.sum(jnp.sin(update))
+
+    slope = jnp.sum(jax.grad(size)(gradient) * direction)
+    difference = (size(gradient + 1e-5 * direction) - size(gradient - 1e-5 * direction)) / 2e-5
+    np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-8)

@@ -27,6 +27,9 @@ BUILDERS = {
     "shampoo on a schedule": first_order(
         soaa_edu.shampoo, refresh_every=lambda steps: jnp.where(steps < 9, 1, 5)
     ),
+    "shampoo at intervals of their own": lambda rate: soaa_edu.first_order(
+        OBJECTIVE, soaa_edu.shampoo(0.1, refresh_every=lambda steps: 50 * rate)
+    ),
     "soap": first_order(soaa_edu.soap),
 }
 
