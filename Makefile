@@ -2,20 +2,30 @@
 
 BIN := .venv/bin
 OLDEST_JAX := 0.8.0
+GPU_PYTHON ?= .venv-gpu/bin/python
+MINUTES ?= 8
+WORKERS ?= 3
 CHAPTERS := $(sort $(wildcard chapters/*.ipynb))
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON := $(or $(PYTHON),$(shell for python in python3 python python3.13 python3.12 python3.11; do \
 	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done))
 
+NEWEST_PYTHON = $(shell for python in python3.13 python3.12 $(PYTHON); do \
+	$$python -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # LAPACK's own threads would fight over the cores with JAX's, and with those of a second process.
-test test-oldest book chapters figures bench: export OPENBLAS_NUM_THREADS := 1
+test test-oldest test-newest book chapters figures bench rehearse: export OPENBLAS_NUM_THREADS := 1
 
 # Unit tests run each program a few times only, so most of their time is its compilation. The
 # chapters are checked with the compiler as it is.
-QUICK_COMPILER := XLA_FLAGS="--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+quick_compiler = XLA_FLAGS="$$($(1) tests/quick_compiler.py)"
 
-.PHONY: help setup book test test-oldest lab chapters figures bench lock clean
+# What a GPU's plan compiles is kept, in a folder small enough to be carried along.
+GPU_CACHE := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled JAX_COMPILATION_CACHE_MAX_SIZE=40000000
+
+.PHONY: help setup book test test-oldest test-newest lab chapters figures bench bench-gpu gpu rehearse \
+	lock clean
 
 help:
 	@echo 'make book         run the chapters and build the site in build/site'
@@ -24,7 +34,11 @@ help:
 	@echo 'make chapters     run the chapters and store their outputs'
 	@echo 'make figures      draw every figure anew from its stored results'
 	@echo 'make bench        time the library beside others'
+	@echo 'make gpu          tests that matter on a GPU, then MINUTES=8 of the studies at their gpu scale'
+	@echo 'make bench-gpu    time the methods on a GPU'
+	@echo 'make rehearse     compile all programs of the gpu scale, on any machine'
 	@echo 'make test-oldest  unit tests on JAX $(OLDEST_JAX), the oldest supported'
+	@echo 'make test-newest  unit tests on the newest JAX and Python found'
 	@echo 'make lock         choose the versions in requirements.lock anew'
 	@echo 'make clean        remove everything that make has made'
 
@@ -56,11 +70,22 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(QUICK_COMPILER) MPLBACKEND=agg $(BIN)/python -m pytest -n 2
+	$(call quick_compiler,$(BIN)/python) MPLBACKEND=agg $(BIN)/python -m pytest -n 2
 	$(if $(CHAPTERS),$(BIN)/python -m pytest -n 2 --dist loadfile --nbval --nbval-current-env $(CHAPTERS))
 
 test-oldest: .venv-oldest/package.stamp
-	$(QUICK_COMPILER) MPLBACKEND=agg .venv-oldest/bin/python -m pytest -n 2
+	$(call quick_compiler,.venv-oldest/bin/python) MPLBACKEND=agg .venv-oldest/bin/python -m pytest -n 2
+
+# The lock is for the Pythons that all its packages have; the newest JAX may need a newer one.
+.venv-newest/requirements.stamp: pyproject.toml
+	@echo 'Setting up .venv-newest with $(NEWEST_PYTHON) (about a minute)'
+	@$(NEWEST_PYTHON) -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install --quiet hatchling \
+		$$(.venv-newest/bin/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["test"], sep="\n")' | tr -d ' ')
+	@touch $@
+
+test-newest: .venv-newest/package.stamp
+	$(call quick_compiler,.venv-newest/bin/python) MPLBACKEND=agg .venv-newest/bin/python -m pytest -n 2
 
 book: setup
 	@rm -rf build/book build/site
@@ -78,6 +103,22 @@ lab: setup
 
 figures: setup
 	$(BIN)/soaa-edu draw all
+
+# The lock and JAX's own libraries for NVIDIA; not made where GPU_PYTHON names another Python.
+.venv-gpu/requirements.stamp: requirements.lock
+	$(call install,.venv-gpu,cat requirements.lock)
+	@.venv-gpu/bin/python -m pip install --quiet "jax[cuda12]==$$(sed -n 's/^jax==//p' requirements.lock)"
+	@touch $@
+
+gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/package.stamp)
+	$(GPU_PYTHON) -m pytest -q tests/test_precision.py tests/test_matrix_roots.py
+	$(GPU_CACHE) $(GPU_PYTHON) -m soaa_edu plan --scale gpu --run --minutes $(MINUTES) --workers $(WORKERS)
+
+bench-gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/package.stamp)
+	$(GPU_CACHE) $(GPU_PYTHON) -m benchmarks.gpu
+
+rehearse: setup
+	$(call quick_compiler,$(BIN)/python) $(BIN)/python -m soaa_edu rehearse all
 
 build/peers/requirements.stamp: benchmarks/peers.txt
 	$(call install,build/peers,cat benchmarks/peers.txt)
@@ -97,4 +138,4 @@ lock: setup
 			--extra test --extra site --extra bench pyproject.toml - --output-file requirements.lock
 
 clean:
-	rm -rf build .venv .venv-oldest .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build .venv .venv-oldest .venv-newest .venv-gpu .mypy_cache .pytest_cache .ruff_cache

@@ -91,9 +91,9 @@ def read_to_go_on(path: Path, settings: Any) -> dict[str, Any]:
 
 def devices(results: dict, cells: Iterable[str] | None = None) -> list[str]:
     """The devices that computed these cells, or all, each once."""
-    chosen = results["cells"] if cells is None else cells
-    places = (results["made"][cell][0] for cell in chosen)
-    return list(dict.fromkeys(results["origins"][place]["device"] for place in places))
+    made = results.get("made", {})
+    chosen = made if cells is None else [cell for cell in cells if cell in made]
+    return list(dict.fromkeys(results["origins"][made[cell][0]]["device"] for cell in chosen))
 
 
 def device_note(results: dict, cells: Iterable[str] | None = None) -> str:

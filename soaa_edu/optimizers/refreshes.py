@@ -20,7 +20,7 @@ def refreshed(due: Any, fresh: Callable[[], Any], old: Any) -> Any:
     """
 
     def renewed() -> Any:
-        return jax.tree.map(lambda new, was: jnp.where(due, new, was), fresh(), old)
+        return jax.tree.map(lambda new, was: _where_due(due, new, was), fresh(), old)
 
     return jax.lax.cond(_in_any_run(due), renewed, lambda: old)
 
@@ -33,3 +33,18 @@ def _in_any_run(due: Any) -> Any:
 @_in_any_run.def_vmap
 def _over_runs(runs: int, batched: list[bool], due: Any) -> tuple[Any, bool]:
     return _in_any_run(jnp.any(due, axis=0)), False
+
+
+@jax.custom_batching.custom_vmap
+def _where_due(due: Any, new: Any, was: Any) -> Any:
+    """Alone, a run comes here only if it is due."""
+    return new
+
+
+@_where_due.def_vmap
+def _in_each_run(runs: int, batched: list[bool], due: Any, new: Any, was: Any) -> tuple[Any, bool]:
+    differs, of_new, of_was = batched
+    if not differs:
+        return _where_due(due, new, was), of_new
+    axes = (0, 0 if of_new else None, 0 if of_was else None)
+    return jax.vmap(jnp.where, axes)(due, new, was), True

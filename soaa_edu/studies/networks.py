@@ -45,7 +45,7 @@ class Size(NamedTuple):
 SIZES = {
     "quick": Size(2048, 2, 128, (32,), 20_480, 32, 16, 16, 1),
     "laptop": Size(None, 3, 512, (256, 256), 409_600, 64, 16, 32, 2),
-    "gpu": Size(None, 20, 512, (1024, 1024), 100_000_000, 256, 64, 512, 8),
+    "gpu": Size(None, 20, 512, (1024, 1024), 10_000_000, 256, 64, 256, 6),
 }
 """What each scale trains on, where a study does not say otherwise."""
 

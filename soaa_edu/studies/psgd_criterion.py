@@ -5,6 +5,9 @@ averaged down to 14 x 14, 196-32-10 with tanh) stands still after an epoch of Ad
 size a fresh P is fitted to pairs (δθ, δĝ), δθ drawn anew and H that of a fresh batch; c(P) is then
 taken on one fixed set of pairs whose H is that of many examples, relative to the best P for those
 pairs. Only what P has learnt differs: the network, the pairs and the examples are the same.
+
+At the gpu scale a fit takes 8,192 iterations, at six batch sizes and on five seeds. By arithmetic,
+not measured: 8 programs and 250,000 iterations of half a millisecond; 5 minutes of an H100.
 """
 
 from collections.abc import Callable
@@ -56,7 +59,7 @@ class Settings(NamedTuple):
 SCALES = {
     "quick": Settings(8192, (64, 4096), 128, 16, 2048, 2, 0.5),
     "laptop": Settings(60_000, (16, 64, 256, 1024, 4096), 1024, 64, 16_384, 3, 5.0),
-    "gpu": Settings(60_000, (16, 64, 256, 1024, 4096, 16_384), 8192, 256, 60_000, 5, 8.0),
+    "gpu": Settings(60_000, (16, 64, 256, 1024, 4096, 16_384), 8192, 256, 60_000, 5, 5.0),
 }
 
 

@@ -5,6 +5,9 @@ no constant of the problem. Here both start from seven sizes, each ten times the
 first radius of CAT and the learning rate of SOAA, on problems small enough for exact curvature
 products: a quadratic, Rosenbrock's valley and a small network. Neither is tuned; starting wrong is
 the point.
+
+The problems are far too small for a GPU: the gpu scale is the laptop's, for those who compute
+everything on one machine.
 """
 
 from collections.abc import Callable
@@ -54,7 +57,7 @@ class Settings(NamedTuple):
 SCALES = {
     "quick": Settings(50, 3, 0.5),
     "laptop": Settings(500, 5, 2.0),
-    "gpu": Settings(500, 20, 8.0),
+    "gpu": Settings(500, 5, 5.0),
 }
 
 

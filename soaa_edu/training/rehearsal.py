@@ -14,8 +14,8 @@ import numpy as np
 from soaa_edu.training.memory import free_on_host, needed
 
 STEPS = 2
-QUICK = 3e11
-"""Operations that a CPU does in seconds."""
+QUICK = 2e10
+"""Operations that a CPU does in a second."""
 
 
 class Program(NamedTuple):

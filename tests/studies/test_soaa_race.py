@@ -63,6 +63,16 @@ def results(losses=(), on_encoder=(), spreads=(), bytes=(), peaks=(), seconds=()
 APART = [0.3, 0.5, 0.9, 0.5, 0.6]
 
 
+def test_a_table_of_seconds_from_several_devices_says_so():
+    made_up = results()
+    plain_table = study.table(made_up)
+    costs = [name for name in made_up["cells"] if name.startswith("cost")]
+    made_up["origins"] = [{"device": "cpu"}, {"device": "NVIDIA H100"}]
+    made_up["made"] = {cell: [i % 2, 1.0, ""] for i, cell in enumerate(costs)}
+    note = "Timed on different devices, not to be compared: cpu, NVIDIA H100."
+    assert study.table(made_up) == f"{plain_table}\n{note}"
+
+
 @pytest.mark.parametrize(
     "made_up, answer",
     [
