@@ -6,13 +6,23 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from soaa_edu.engine import Cell
+
 
 class Settings(NamedTuple):
-    folder: str = ""
     minutes: float = 1.0
 
 
 SCALES = {"quick": Settings()}
+
+
+def cells(settings):
+    return {
+        "fails": missing_file,
+        "waits": Cell(pid, needs=("fails",)),
+        "endless": lambda: sleep(60),
+        "fine": pid,
+    }
 
 
 def pid():

@@ -1,5 +1,5 @@
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import jax
@@ -345,3 +345,79 @@ def test_what_makes_no_sense_is_refused_before_anything_is_traced(small, changed
     with pytest.raises(ValueError, match=message):
         small(build, **({"grid": {"damping": [0.1]}} | changed))
     assert not traced
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """Numbers of runs of the programs that a sweep compiled."""
+    compiled, original = [], grid._compile.__wrapped__
+
+    def compile(plan, structure, leaves, precision):
+        _, begun, _ = jax.tree.unflatten(structure, leaves)
+        compiled.append(len(begun.keys))
+        return original(plan, structure, leaves, precision)
+
+    monkeypatch.setattr(grid, "_compile", lru_cache(compile))
+    return compiled
+
+
+def test_a_larger_program_that_is_there_serves_fewer_runs(small, vmapped, compilations):
+    nine = small(counting_up, {"rate": [0.5, 1.0, 1.5]})
+    assert compilations == [6]
+    few = small(counting_up, {"rate": [1.0]})
+    assert compilations == [6]
+    np.testing.assert_array_equal(few["loss"][0], nine["loss"][1])
+    small(counting_up, {"rate": [0.5, 1.0, 1.5, 2.0]})
+    assert compilations == [6, 8]
+
+
+class TooLarge(jax.errors.JaxRuntimeError):
+    pass
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A device whose memory holds some runs at once, found out as they are run."""
+
+    def hold(most):
+        original = grid._compile.__wrapped__
+
+        def compile(plan, structure, leaves, precision):
+            _, begun, _ = jax.tree.unflatten(structure, leaves)
+            program = original(plan, structure, leaves, precision)
+            if len(begun.keys) <= most:
+                return program
+
+            def exhausted(*arguments):
+                raise TooLarge("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+            exhausted.memory_analysis = program.memory_analysis
+            return exhausted
+
+        monkeypatch.setattr(grid, "_compile", compile)
+
+    return hold
+
+
+def test_a_sweep_that_runs_out_of_memory_goes_on_with_fewer_runs_at_once(
+    small, vmapped, little_memory
+):
+    expected = small(counting_up, {"rate": [0.5, 1.0, 1.5]})
+    little_memory(2)
+    found = small(lambda rate: counting_up(rate), {"rate": [0.5, 1.0, 1.5]})
+    np.testing.assert_array_equal(found["loss"], expected["loss"])
+
+
+def test_a_single_run_that_does_not_fit_names_the_remedy(small, vmapped, little_memory):
+    little_memory(0)
+    with pytest.raises(MemoryError, match=r"too little memory for a run .* a smaller batch_size"):
+        small(lambda rate: counting_up(rate), {"rate": [0.5]})
+
+
+def test_other_troubles_of_the_device_are_told_as_they_are(small, monkeypatch):
+    def broken(*arguments):
+        raise TooLarge("INTERNAL: a bolt is loose")
+
+    monkeypatch.setattr(grid, "_compile", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bolt is loose"):
+        small(counting_up, {"rate": [0.5]})
