@@ -78,11 +78,11 @@ def processes(workers: int) -> Iterator[Place]:
 
     def ask(function: Callable, *arguments: Any) -> Any:
         for _ in range(TRIES):
-            if given_up.is_set():
-                raise WorkerError("given up")
             if own.worker is None:
                 own.worker = _started(own.slot, workers)
                 alive.add(own.worker)
+            if given_up.is_set():
+                raise WorkerError("given up")
             try:
                 own.worker.connection.send((function, arguments))
                 fine, answer = own.worker.connection.recv()

@@ -20,7 +20,8 @@ def refreshed(due: Any, fresh: Callable[[], Any], old: Any) -> Any:
     """
 
     def renewed() -> Any:
-        return jax.tree.map(lambda new, was: _where_due(due, new, was), fresh(), old)
+        mine = _in_this_run(due)
+        return jax.tree.map(lambda new, was: jnp.where(mine, new, was), fresh(), old)
 
     return jax.lax.cond(_in_any_run(due), renewed, lambda: old)
 
@@ -36,15 +37,11 @@ def _over_runs(runs: int, batched: list[bool], due: Any) -> tuple[Any, bool]:
 
 
 @jax.custom_batching.custom_vmap
-def _where_due(due: Any, new: Any, was: Any) -> Any:
-    """Alone, a run comes here only if it is due."""
-    return new
+def _in_this_run(due: Any) -> Any:
+    """A run that is alone comes here only if it is due."""
+    return jnp.ones_like(due)
 
 
-@_where_due.def_vmap
-def _in_each_run(runs: int, batched: list[bool], due: Any, new: Any, was: Any) -> tuple[Any, bool]:
-    differs, of_new, of_was = batched
-    if not differs:
-        return _where_due(due, new, was), of_new
-    axes = (0, 0 if of_new else None, 0 if of_was else None)
-    return jax.vmap(jnp.where, axes)(due, new, was), True
+@_in_this_run.def_vmap
+def _in_each_run(runs: int, batched: list[bool], due: Any) -> tuple[Any, bool]:
+    return due, True

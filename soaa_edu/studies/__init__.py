@@ -154,7 +154,8 @@ def carry_out(
     deadline: float = float("inf"),
 ) -> list[Unfinished]:
     """Compute what the plan still lacks, in its order; arguments and errors are ``reproduce``'s."""
-    todo = [study.name for study in planned(scale, folder) if study.missing]
+    kept = folder or results_folder()
+    todo = [name for name in in_plan_order() if not (kept / f"{name}.{scale}.json").exists()]
     return _reproduce(todo, scale, folder, place, deadline)
 
 

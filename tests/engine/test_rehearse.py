@@ -1,7 +1,9 @@
 import jobs
+import numpy as np
 import pytest
 
 from soaa_edu import cli, engine, studies
+from soaa_edu.engine.rehearse import rehearse_cell
 
 
 @pytest.fixture
@@ -22,6 +24,15 @@ def test_every_program_of_a_study_is_compiled(lines):
     cells = [line.split(":")[0].strip() for line in told[1:]]
     assert cells == list(studies.begun("early_refreshes", "quick").cells)
     assert all("at once" in line or "no new program" in line for line in told[1:])
+
+
+def test_a_program_of_the_gpu_scale_compiles_at_its_true_shapes():
+    numbers, programs = rehearse_cell(
+        "soaa_edu.studies.damping_grids", "gpu", "gauss_newton_at_64", ()
+    )
+    assert [program.runs for program in programs] == [7 * 7 * 3]
+    assert np.shape(numbers["loss"]) == (7, 7, 3)
+    assert 1 < programs[0].gigabytes < 20
 
 
 def test_cells_that_fail_or_take_long_are_told_and_do_not_stop_the_others():

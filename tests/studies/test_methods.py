@@ -7,6 +7,7 @@ from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.studies import methods
 
+RENEWING = ("kfac", "shampoo", "psgd")
 OBJECTIVE = Objective(mlp([6, 4, 3]), softmax_cross_entropy)
 
 
@@ -57,3 +58,26 @@ def test_every_method_steps_with_learning_rates_that_are_traced(method, warm_up)
     params, after, loss = jax.eval_shape(shapes, jnp.float32(0.1))
     assert jax.tree.leaves(after) == jax.tree.leaves(params)
     assert loss.shape == ()
+
+
+@pytest.mark.parametrize("method, renews", [(m, m in RENEWING) for m in methods.METHODS])
+def test_every_method_is_compiled_for_a_gpu_with_renewals_that_all_runs_share(method, renews):
+    """Down to what the compiler gets; a condition that differed between runs would be gone."""
+    params = OBJECTIVE.model.init(jax.random.key(0))
+    batch = jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32)
+
+    def run(value):
+        point = dict.fromkeys(methods.grid(method, 1), value)
+        optimizer = methods.build(method, OBJECTIVE, 32, 2, **point)
+
+        def step(carry, key):
+            params, state, info = optimizer.step(*carry, batch, key)
+            return (params, state), info["loss"]
+
+        keys = jax.random.split(jax.random.key(1), 3)
+        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
+
+    traced = jax.jit(jax.vmap(run)).trace(jnp.array([0.1, 0.2]))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert ("stablehlo.case" in text) == renews
+    assert "lapack" not in text
