@@ -1,7 +1,7 @@
 """The run of studies: which cell comes next, what is kept, and when there is no time for more."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from importlib import import_module
@@ -106,65 +106,64 @@ def compute(
     """Compute what is missing, the first study first, as long as there is time.
 
     No cell begins that would not end in time by its estimate, times how much longer than estimated
-    the cells before took on the same device; a smaller one may take its turn. What still runs at
-    the deadline is given up, where it runs in another process. A cell that fails stops no other.
+    its study's cells took on the same device, or those of all; a smaller one may take its turn.
+    What still runs at the deadline is given up, where it runs in another process. A cell that fails
+    stops no other.
 
     Args:
         studies: cells are added to their results, and to their files.
         place: where cells are computed.
         deadline: on the clock of ``time.monotonic``.
-        finished: called with each study as soon as it has all its cells.
+        finished: called with each study as soon as it has all its cells; it may fail as a cell may.
         progress: show a progress bar.
 
     Raises:
         Exception: that of the first cell that failed, with a note of its name, after all others.
     """
+    failed: dict[str, Exception] = {}
+
+    def tell_if_done(study: Unfinished) -> None:
+        if not study.missing:
+            try:
+                finished(study)
+            except Exception as error:
+                failed[f"the end of {study.name}"] = error
+
+    for study in studies:
+        tell_if_done(study)
     todo = [(study, cell) for study in studies for cell in study.missing]
     running: dict[Future, tuple[Unfinished, str]] = {}
-    failed: list[tuple[str, BaseException]] = []
-    for study in studies:
-        if not study.missing:
-            finished(study)
-    if not todo:
-        return
-    device = place.executor.submit(origin).result()["device"]
+    device = place.executor.submit(origin).result()["device"] if todo else ""
     with _bar(studies, progress) as bar:
         while True:
             while len(running) < place.at_once:
-                chosen = _next(todo, device, deadline - time.monotonic())
+                chosen = _next(todo, studies, device, deadline - time.monotonic())
                 if chosen is None:
                     break
                 todo.remove(chosen)
-                study, cell = chosen
-                needed = tuple(study.results["cells"][name] for name in study.cells[cell].needs)
-                arguments = study.module, study.scale, cell, needed
-                bar.set_postfix_str(", ".join([*(c for _, c in running.values()), cell]))
-                running[place.executor.submit(compute_cell, *arguments)] = chosen
+                bar.set_postfix_str(_names([*running.values(), chosen]))
+                running[_submit(place, *chosen)] = chosen
             if not running:
                 break
             left = None if deadline == float("inf") else max(deadline - time.monotonic(), 0)
             done, _ = wait(running, timeout=left, return_when=FIRST_COMPLETED)
             if not done:
                 place.give_up()
-                given_up = ", ".join(cell for _, cell in running.values())
-                tqdm.write(f"given up, since the time is over: {given_up}")
+                tqdm.write(f"given up, since the time is over: {_names(running.values())}")
                 break
             for future in done:
                 study, cell = running.pop(future)
-                error = future.exception()
-                if error is None:
+                try:
                     add(study.results, cell, future.result())
-                    if study.folder is not None:
-                        save_json(_file(study, study.folder), study.results)
-                    if not study.missing:
-                        finished(study)
+                except Exception as error:
+                    failed[f"{cell} of {study.name}"] = error
                 else:
-                    failed.append((f"{cell} of {study.name}", error))
+                    _keep(study)
+                    tell_if_done(study)
                 bar.update()
-    if failed:
-        names, errors = zip(*failed, strict=True)
-        errors[0].add_note(f"in the cell {names[0]}; failed in all: {', '.join(names)}")
-        raise errors[0]
+    for name, failure in failed.items():
+        failure.add_note(f"in {name}; failed in all: {', '.join(failed)}")
+        raise failure
 
 
 def finish(study: Unfinished) -> dict[str, Any]:
@@ -175,29 +174,55 @@ def finish(study: Unfinished) -> dict[str, Any]:
 def remaining(study: Unfinished) -> float:
     """Seconds that the missing cells take, one after the other, on the device of the last one."""
     device = study.results["origins"][-1]["device"] if study.results["origins"] else ""
-    return _pace(study, device) * sum(study.seconds[cell] for cell in study.missing)
+    return (_pace([study], device) or 1.0) * sum(study.seconds[cell] for cell in study.missing)
 
 
 def _file(study: Unfinished, folder: Path) -> Path:
     return folder / f"{study.name}.{study.scale}.unfinished.json"
 
 
+def _keep(study: Unfinished) -> None:
+    if study.folder is not None:
+        save_json(_file(study, study.folder), study.results)
+
+
+def _submit(place: Place, study: Unfinished, cell: str) -> Future:
+    needed = tuple(study.results["cells"][name] for name in study.cells[cell].needs)
+    return place.executor.submit(compute_cell, study.module, study.scale, cell, needed)
+
+
+def _names(cells: Iterable[tuple[Unfinished, str]]) -> str:
+    return ", ".join(cell for _, cell in cells)
+
+
 def _next(
-    todo: Sequence[tuple[Unfinished, str]], device: str, seconds: float
+    todo: Sequence[tuple[Unfinished, str]],
+    studies: Sequence[Unfinished],
+    device: str,
+    seconds: float,
 ) -> tuple[Unfinished, str] | None:
     """The first cell that has what it needs and ends within so many seconds."""
+    of_all = _pace(studies, device) or 1.0
     for study, cell in todo:
         ready = all(name in study.results["cells"] for name in study.cells[cell].needs)
-        if ready and study.seconds[cell] * _pace(study, device) <= seconds:
+        pace = _pace([study], device) or of_all
+        if ready and study.seconds[cell] * pace <= seconds:
             return study, cell
     return None
 
 
-def _pace(study: Unfinished, device: str) -> float:
-    """How much longer than estimated its cells took on a device; 1 where none was timed there."""
-    taken = seconds_on(study.results, device)
-    expected = sum(study.seconds[cell] for cell in taken if cell in study.cells)
-    return sum(taken.values()) / expected if expected else 1.0
+def _pace(studies: Sequence[Unfinished], device: str) -> float | None:
+    """How much longer than estimated cells took on a device; ``None`` where none was timed there.
+
+    Studies of no time at all tell nothing of it.
+    """
+    taken = expected = 0.0
+    for study in studies:
+        for cell, seconds in seconds_on(study.results, device).items():
+            if study.seconds.get(cell):
+                taken += seconds
+                expected += study.seconds[cell]
+    return taken / expected if expected else None
 
 
 def _bar(studies: Sequence[Unfinished], progress: bool) -> tqdm:

@@ -102,9 +102,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_named(study, tmp_path):
     )
     with pytest.raises(ValueError, match="no") as caught:
         computed(of)
-    assert "in the cell bad of made_up; failed in all: bad of made_up, worse" in str(
-        caught.value.__notes__
-    )
+    assert "in bad of made_up; failed in all: bad of made_up, worse" in str(caught.value.__notes__)
     assert list(engine.take_up("made_up", "quick", tmp_path).results["cells"]) == ["good"]
 
 
@@ -114,6 +112,27 @@ def test_studies_come_one_after_the_other_and_are_told_as_soon_as_they_are_done(
     with engine.here() as place:
         engine.compute(studies, place, finished=lambda study: told.append(study.name))
     assert told == ["a", "first", "second"]
+
+
+def test_the_end_of_a_study_that_fails_stops_no_other(study):
+    def broken(study):
+        if study.name == "first":
+            raise ValueError("no picture")
+
+    studies = [study("first", a=int), study("second", b=int)]
+    with engine.here() as place, pytest.raises(ValueError, match="no picture") as caught:
+        engine.compute(studies, place, finished=broken)
+    assert "the end of first" in str(caught.value.__notes__)
+    assert not studies[1].missing
+
+
+def test_a_study_without_timed_cells_takes_the_pace_of_the_others(study, clock, monkeypatch):
+    monkeypatch.setattr("soaa_edu.engine.cells.origin", lambda: HERE)
+    studies = [study("first", a=clock.job(180)), study("second", b=clock.job(100), c=int)]
+    with engine.here() as place:
+        engine.compute(studies, place, deadline=250.0)
+    assert studies[0].results["cells"] == {"a": 0}
+    assert studies[1].missing == ["b", "c"]
 
 
 def test_what_runs_at_the_deadline_is_given_up_and_told(study, capsys):
