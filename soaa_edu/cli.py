@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help="a study, or all")
     command.add_argument("--scale", default="gpu", help="quick, laptop or gpu (default)")
     command.add_argument(
-        "--minutes", type=float, default=5.0, help="for a cell at most (default: 5)"
+        "--minutes", type=minutes, default=5.0, help="for a cell at most (default: 5)"
     )
     command.set_defaults(action=_rehearse)
 
@@ -103,7 +103,7 @@ def _add_scale(command: argparse.ArgumentParser) -> None:
 
 def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin nothing that would take longer"
+        "--minutes", type=minutes, default=float("inf"), help="begin nothing that ends later"
     )
     command.add_argument(
         "--anyway", action="store_true", help="compute the gpu scale on a CPU too, which takes long"
@@ -115,6 +115,14 @@ def _add_place(command: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--cluster", metavar="ADDRESS", help="compute on a running Dask cluster, tcp://HOST:PORT"
     )
+
+
+def minutes(text: str) -> float:
+    """A number of minutes, zero or more."""
+    number = float(text)
+    if not number >= 0:
+        raise ValueError
+    return number
 
 
 @contextmanager

@@ -54,6 +54,14 @@ def test_no_minutes_leave_a_study_to_the_next_run(folder, capsys):
     assert not list(folder.glob("newton*"))
 
 
+@pytest.mark.parametrize("minutes", ["nan", "-1", "soon"])
+def test_minutes_are_a_number_of_zero_or_more(minutes, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["reproduce", "inverting_gpt4", "--minutes", minutes])
+    assert end.value.code == 2
+    assert f"invalid minutes value: '{minutes}'" in capsys.readouterr().err
+
+
 def test_the_gpu_scale_is_for_a_gpu_unless_asked_for_anyway(folder, capsys):
     assert cli.main(["reproduce", "inverting_gpt4", "--scale", "gpu"]) == 2
     assert "give --anyway, which takes about 0 s on a CPU" in capsys.readouterr().err

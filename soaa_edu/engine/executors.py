@@ -185,12 +185,15 @@ def on_cluster(address: str, patience: float = 10.0) -> Iterator[Place]:
 
     Raises:
         ImportError: Dask's ``distributed`` is not installed.
+        ValueError: an address without a port.
         OSError: nobody answers there for ``patience`` seconds, or no worker is there.
     """
     try:
         from distributed import Client
     except ImportError as error:
         raise ImportError('--cluster needs distributed: pip install "soaa-edu[cluster]"') from error
+    if not address.rpartition(":")[2].isdigit():
+        raise ValueError(f"a cluster's address is like tcp://HOST:8786, got {address!r}")
     try:
         client = Client(address, timeout=patience, set_as_default=False)
     except (OSError, ValueError) as error:

@@ -65,6 +65,12 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has the format {found}, and this version of soaa-edu reads {FORMAT}: take the "
             "version that wrote it, or move the file away and compute it again"
         )
+    lacking = begun("", "", {}).keys() - results.keys()
+    if lacking:
+        raise StoredFileError(
+            f"{path} lacks {', '.join(sorted(lacking))}: restore it, or move it away and compute "
+            "it again"
+        )
     return results
 
 

@@ -75,6 +75,13 @@ def test_results_of_another_format_are_refused_and_left(path, content, found):
     assert json.loads(path.read_text()) == content
 
 
+def test_results_that_lack_a_part_are_refused(path, mixed):
+    del mixed["settings"], mixed["made"]
+    path.write_text(json.dumps(mixed))
+    with pytest.raises(StoredFileError, match="lacks made, settings: restore it, or move it away"):
+        engine.read(path)
+
+
 def test_results_of_other_settings_are_refused_and_left(path):
     before = path.read_bytes()
     message = r"other settings \(size was 3 and is 4; widths was \[1, 2\] and is \[1\]\): move it"

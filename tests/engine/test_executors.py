@@ -140,6 +140,15 @@ def test_a_cluster_that_does_not_answer_is_named():
         pass
 
 
+def test_an_address_without_a_port_is_refused():
+    pytest.importorskip("distributed")
+    with (
+        pytest.raises(ValueError, match="is like tcp://HOST:8786, got 'nonsense'"),
+        engine.on_cluster("nonsense"),
+    ):
+        pass
+
+
 def test_a_cluster_without_workers_is_refused():
     distributed = pytest.importorskip("distributed")
     with (
