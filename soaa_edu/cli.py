@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", metavar="NAME", help="a study, or all")
     command.add_argument("--scale", default="gpu", help="quick, laptop or gpu (default)")
     command.add_argument(
-        "--minutes", type=minutes, default=5.0, help="for a cell at most (default: 5)"
+        "--minutes", type=minutes, default=3.0, help="for a cell at most (default: 3)"
     )
     command.set_defaults(action=_rehearse)
 
@@ -200,15 +200,16 @@ def _plan(options: argparse.Namespace) -> None:
 def _rehearse(options: argparse.Namespace) -> None:
     from soaa_edu import engine, studies
 
-    failed = 0
+    failed = []
     for name in studies.in_plan_order() if options.name == "all" else [options.name]:
         study = studies.begun(name, options.scale)
         print(f"{name} ({options.scale})", flush=True)
         for told in engine.rehearse(study, 60 * options.minutes):
-            failed += told.error is not None
+            if told.error is not None:
+                failed.append(f"{told.cell} of {name}")
             print(f"    {told.cell}: {_of_rehearsal(told)}", flush=True)
     if failed:
-        raise ValueError(f"{failed} cells could not be rehearsed")
+        raise ValueError(f"not rehearsed: {', '.join(failed)}")
 
 
 def _of_rehearsal(told: Rehearsed) -> str:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from soaa_edu.engine.cells import compute_cell
@@ -29,34 +28,31 @@ class Rehearsed(NamedTuple):
 
 
 def rehearse(study: Unfinished, patience: float) -> Iterator[Rehearsed]:
-    """Rehearse each cell of a study, in a process of its own, for so many seconds at most."""
+    """Rehearse each cell of a study, in a process of its own, for so many seconds at most.
+
+    A cell that takes longer does more than training, which a rehearsal does not shorten. It ends
+    the rehearsal of its study, whose other cells would do the same.
+    """
     found: dict[str, Any] = {}
-    programs: list[Any]
-    error: str | None
-    with ExitStack() as stack:
-        place = stack.enter_context(processes(1))
+    with processes(1) as place:
         for name, cell in study.cells.items():
             missing = [other for other in cell.needs if other not in found]
             if missing:
                 yield Rehearsed(name, 0.0, [], f"needs {', '.join(missing)}")
                 continue
-            began, programs, error = time.monotonic(), [], None
+            began = time.monotonic()
+            needed = tuple(found[other] for other in cell.needs)
+            asked = place.executor.submit(rehearse_cell, study.module, study.scale, name, needed)
             try:
-                asked = place.executor.submit(
-                    rehearse_cell,
-                    study.module,
-                    study.scale,
-                    name,
-                    tuple(found[other] for other in cell.needs),
-                )
                 found[name], programs = asked.result(patience)
             except TimeoutError:
-                error = f"not done after {patience:.0f} s"
-                place.give_up()
-                place = stack.enter_context(processes(1))
+                yield Rehearsed(name, patience, [], f"not done after {patience:.0f} s")
+                return
             except Exception as failure:
                 error = f"{type(failure).__name__}: {failure}"
-            yield Rehearsed(name, time.monotonic() - began, programs, error)
+                yield Rehearsed(name, time.monotonic() - began, [], error)
+            else:
+                yield Rehearsed(name, time.monotonic() - began, programs, None)
 
 
 def rehearse_cell(study: str, scale: str, name: str, needed: tuple) -> tuple[Any, list[Any]]:

@@ -20,8 +20,9 @@ def cells(settings):
     return {
         "fails": missing_file,
         "waits": Cell(pid, needs=("fails",)),
-        "endless": lambda: sleep(60),
         "fine": pid,
+        "endless": lambda: sleep(60),
+        "never": pid,
     }
 
 
