@@ -44,7 +44,8 @@ class RootByProducts(NamedTuple):
 
     Attributes:
         root: X, ``(..., n, n)``.
-        residual: the largest entry of |Xᵖ A - I|, the powers of X on both sides of A, ``(...)``.
+        residual: the largest entry, in size, of Xᵖ A - I, the powers of X on both sides of A,
+            ``(...)``.
         iterations: until it settled, ``(...)``.
     """
 

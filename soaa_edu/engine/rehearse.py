@@ -17,7 +17,7 @@ class Rehearsed(NamedTuple):
     Attributes:
         cell: its name.
         seconds: that it took, most of them for compilation.
-        programs: ``training.rehearsal.Program``, one for each that it trained with.
+        programs: ``training.dry_run.Program``, one for each that it trained with.
         error: what went wrong, if anything did.
     """
 

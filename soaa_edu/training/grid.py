@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from soaa_edu.data import Dataset
 from soaa_edu.optimizers import Optimizer
+from soaa_edu.training.dry_run import filled, is_quick, note, rehearsing, shortened
 from soaa_edu.training.epoch import (
     automatic,
     check_run,
@@ -25,7 +26,6 @@ from soaa_edu.training.epoch import (
     strongly_typed,
 )
 from soaa_edu.training.memory import exhausted, free_memory, needed
-from soaa_edu.training.rehearsal import filled, is_quick, note, rehearsing, shortened
 
 MOST_AT_ONCE = 256
 MEASURED = ("test_loss", "test_accuracy")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from soaa_edu.data import Dataset
 from soaa_edu.optimizers import Optimizer
+from soaa_edu.training.dry_run import note, rehearsing, shortened
 from soaa_edu.training.epoch import (
     automatic,
     check_run,
@@ -25,7 +26,6 @@ from soaa_edu.training.epoch import (
     strongly_typed,
 )
 from soaa_edu.training.history import History
-from soaa_edu.training.rehearsal import note, rehearsing, shortened
 
 
 def train(

@@ -46,7 +46,7 @@ def test_a_sweep_takes_two_steps_side_by_side_and_tells_all_of_its_length(data):
 
 
 def test_a_program_that_would_take_long_is_compiled_alone(data, monkeypatch):
-    module = importlib.import_module("soaa_edu.training.rehearsal")
+    module = importlib.import_module("soaa_edu.training.dry_run")
     monkeypatch.setattr(module, "QUICK", 0)
     with rehearsal() as programs:
         short = swept(data)
