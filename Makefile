@@ -111,7 +111,7 @@ figures: setup
 	@touch $@
 
 gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/package.stamp)
-	$(GPU_PYTHON) -m pytest -q tests/test_precision.py tests/test_matrix_roots.py
+	$(GPU_PYTHON) -m pytest -q tests/test_precision.py tests/test_roots.py
 	$(GPU_CACHE) $(GPU_PYTHON) -m soaa_edu plan --scale gpu --run --minutes $(MINUTES) --workers $(WORKERS)
 
 bench-gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/package.stamp)

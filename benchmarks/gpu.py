@@ -23,7 +23,7 @@ import optax
 import soaa_edu
 from benchmarks import sweep
 from soaa_edu.data import text
-from soaa_edu.matrix_roots import inverse_root, inverse_root_by_products
+from soaa_edu.linear_solvers import inverse_root, inverse_root_by_products
 from soaa_edu.optimizers.blocks import one_at_a_time
 from soaa_edu.provenance import provenance
 from soaa_edu.storage import save_json

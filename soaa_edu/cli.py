@@ -1,6 +1,7 @@
 """The command ``soaa-edu``."""
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -28,10 +29,14 @@ CPU_PACE = 300
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns its exit status.
+    r"""Run the command; returns its exit status.
 
     A reader that has seen enough and closes the pipe, such as ``head``, is no mistake to tell of.
+    What an output's encoding lacks is written as its code, such as ``\u03bb``.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         options.action(options)

@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
-from soaa_edu.objective import Loss, Objective
+from soaa_edu.objective import Loss, Objective, count_examples, weights_of
 from soaa_edu.precision import exact_products
 
 Matvec = Callable[[Any], Any]
@@ -68,10 +68,11 @@ def gauss_newton_matvec(objective: Objective, params: Any, batch: Any) -> Matvec
 def fisher_matvec(
     objective: Objective, params: Any, batch: Any, key: jax.Array | None = None
 ) -> Matvec:
-    """v -> F v with F the mean over the batch of E[gᵢ gᵢᵀ] (Martens 2020, section 5).
+    """v -> F v with F the mean over the examples of E[gᵢ gᵢᵀ] (Martens 2020, section 5).
 
-    gᵢ is the gradient of one example's loss, and E runs over targets from the model's own
-    distribution: exactly without a key, over one draw for each example with one.
+    gᵢ is the gradient of one example's loss, an example being a target that counts, and E runs over
+    targets from the model's own distribution: exactly without a key, over one draw for each example
+    with one.
 
     Raises:
         TypeError: the loss does not say how its targets are distributed.
@@ -88,7 +89,7 @@ def fisher_matvec(
         sampled = jax.lax.stop_gradient(loss.sample(key, outputs, targets))
         return empirical_fisher_matvec(objective, params, (inputs, sampled))
     outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
-    examples = count_examples(targets)
+    examples = count_examples(loss, targets)
 
     @exact_products()
     def matvec(v: Any) -> Any:
@@ -100,43 +101,66 @@ def fisher_matvec(
 
 @exact_products()
 def empirical_fisher_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
-    """v -> E v with E = 1/B Σ gᵢ gᵢᵀ, gᵢ the gradient of one example's loss at its given target.
+    """v -> E v with E = 1/N Σ gᵢ gᵢᵀ, gᵢ the gradient of one example's loss at its given target.
 
-    Written with the mean loss's gradient rᵢ in the outputs of example i, gᵢ = B Jᵢᵀ rᵢ, so that
-    E v = Jᵀ (B rᵢ (rᵢᵀ Jᵢ v)) needs no gradient of a single example. A row all of whose labels are
-    -1 is no example.
+    Written with the mean loss's gradient rᵢ in the outputs of example i, gᵢ = N Jᵢᵀ rᵢ, so that
+    E v = Jᵀ (N rᵢ (rᵢᵀ Jᵢ v)) needs no gradient of a single example. The N examples are the targets
+    that count: each position of a sequence with a label of its own is one.
     """
     inputs, targets = batch
     outputs, jacobian, transpose = _linearised(objective.model, params, inputs)
     residual = jax.grad(lambda z: objective.loss(z, targets))(outputs)
+    examples = count_examples(objective.loss, targets).astype(outputs.dtype)
+    of_an_example = tuple(range(jnp.ndim(weights_of(objective.loss, targets)), outputs.ndim))
 
     def matvec(v: Any) -> Any:
-        products = residual * jacobian(v)
-        along = jnp.sum(products, axis=tuple(range(1, products.ndim)), keepdims=True)
-        return transpose(count_examples(targets) * along * residual)
+        along = jnp.sum(residual * jacobian(v), axis=of_an_example, keepdims=True)
+        return transpose(examples * along * residual)
 
     return matvec
 
 
 @exact_products()
-def empirical_fisher_diagonal(objective: Callable, params: Any, batch: Any) -> Any:
+def empirical_fisher_diagonal(objective: Any, params: Any, batch: Any) -> Any:
     """The diagonal of the empirical Fisher: each gradient of one example, squared, their mean.
 
-    A pytree like ``params``. Examples are taken a few at a time, to bound the memory.
+    A pytree like ``params``. Rows are taken a few at a time, to bound the memory. Where the
+    positions of a row are examples of their own, each takes a backward pass of its own.
     """
-    size = len(batch[0])
+    inputs, targets = batch
+    loss = getattr(objective, "loss", None)
+    weights = weights_of(loss, targets)
+    size = len(jax.tree.leaves(inputs)[0])
     together = math.gcd(size, 32)
-    rows = jax.tree.map(lambda x: x.reshape(size // together, together, 1, *x.shape[1:]), batch)
+    rows = jax.tree.map(
+        lambda x: x.reshape(size // together, together, 1, *x.shape[1:]), (inputs, targets)
+    )
 
-    def squares(example: Any) -> Any:
-        return jax.tree.map(jnp.square, jax.grad(objective)(params, example))
+    def squares_of_row(row: Any) -> Any:
+        """Σ g² over the examples of a row, g the gradient of an example's own loss."""
+        if jnp.ndim(weights) == 1:
+            counts = weights_of(loss, row[1])[0]
+            return jax.tree.map(lambda g: counts * g**2, jax.grad(objective)(params, row))
+        outputs, transpose = jax.vjp(lambda p: objective.model(p, row[0]), params)
+        mean_residual = jax.grad(lambda z: objective.loss(z, row[1]))(outputs)
+        counts = weights_of(loss, row[1]).ravel()
+        residual = (jnp.sum(counts).astype(outputs.dtype) * mean_residual).reshape(counts.size, -1)
 
-    def add(total: Any, examples: Any) -> tuple[Any, None]:
-        some = jax.vmap(squares)(examples)
-        return jax.tree.map(lambda t, s: t + s.sum(axis=0), total, some), None
+        def add_position(total: Any, position: jax.Array) -> tuple[Any, None]:
+            alone = jnp.where(jnp.arange(counts.size) == position, 1, 0)[:, None] * residual
+            (g,) = transpose(alone.reshape(outputs.shape).astype(outputs.dtype))
+            return jax.tree.map(lambda t, g: t + g**2, total, g), None
+
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(add_position, zero, jnp.arange(counts.size))[0]
+
+    def add(total: Any, some: Any) -> tuple[Any, None]:
+        squares = jax.vmap(squares_of_row)(some)
+        return jax.tree.map(lambda t, s: t + s.sum(axis=0).astype(t.dtype), total, squares), None
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), rows)
-    return jax.tree.map(lambda t: t / count_examples(batch[1]), total)
+    count = jnp.maximum(jnp.sum(weights), 1)
+    return jax.tree.map(lambda t: (t / count).astype(t.dtype), total)
 
 
 def check_curvature(objective: Any, curvature: str) -> None:
@@ -187,15 +211,6 @@ def images_of_units(function: Callable, size: int, dtype: Any) -> jax.Array:
     units = jnp.eye(parts * math.ceil(size / parts), size, dtype=dtype)
     rows = jax.lax.map(jax.vmap(function), units.reshape(parts, -1, size))
     return rows.reshape(len(units), -1)[:size]
-
-
-def count_examples(targets: Any) -> Any:
-    """The number of rows that count: where targets are labels, those with one that is not -1."""
-    targets = jnp.asarray(targets)
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        return len(targets)
-    counts = jnp.any(targets.reshape(len(targets), -1) != -1, axis=1)
-    return jnp.maximum(jnp.sum(counts), 1)
 
 
 def _linearised(model: Callable, params: Any, inputs: Any) -> tuple[Any, Matvec, Matvec]:

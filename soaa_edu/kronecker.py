@@ -3,6 +3,9 @@
 A dense layer's pre-activations are s = h̃ W̃ with h̃ = [h, 1] what goes in and W̃ the weight with the
 bias as its last row. One example's gradient is h̃ᵀ δ with δ the gradient of its loss in s, and the
 layer's Fisher block, W̃ read row by row, is E[h̃ᵀh̃ ⊗ δᵀδ] (Martens & Grosse 2015, section 3).
+
+An example is one target that counts, as the loss says: a row with a label, or each position of a
+sequence with a label of its own.
 """
 
 from collections.abc import Callable
@@ -13,13 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
-from soaa_edu.curvature import count_examples
-from soaa_edu.models import Model
-from soaa_edu.objective import Loss, Objective
+from soaa_edu.models.layers import Model
+from soaa_edu.objective import Loss, Objective, count_examples, weights_of
 from soaa_edu.precision import exact_products
 
 FISHERS = ("sampled", "exact", "empirical")
 SHARINGS = ("expand", "reduce")
+LARGEST_FACTOR = 10_000
+"""The longest axis with a whole matrix for a factor; a vocabulary may be longer."""
 
 
 class Signals(NamedTuple):
@@ -28,7 +32,9 @@ class Signals(NamedTuple):
     Attributes:
         outputs: ``(B, ..., C)``.
         inputs: h̃ of each dense layer, name -> ``(B, ..., in + 1)``, without the one where the
-            layer has no bias. In the weight's own type.
+            layer has no bias. In the weight's own type. Of an embedding the whole numbers
+            ``(B, ...)`` for which one-hot rows stand.
+        dense: the arrays of each dense layer.
         pull: a cotangent of the outputs -> ``(gradient, signals)``: the gradient like the
             parameters, and the same before the sum over examples: name -> ``(B, ..., out)`` for a
             dense layer, ``(B, *shape)`` for every array of the others.
@@ -36,15 +42,19 @@ class Signals(NamedTuple):
 
     outputs: Any
     inputs: dict[str, Any]
+    dense: dict[str, Any]
     pull: Callable[[Any], tuple[Any, Any]]
 
 
 class Factors(NamedTuple):
     """The Fisher of a model, a Kronecker product for each dense layer and a diagonal for the rest.
 
+    A factor whose axis is longer than ``LARGEST_FACTOR`` is its diagonal alone, and so is A of an
+    embedding with ``"expand"``, where nothing stands beside the diagonal.
+
     Attributes:
-        inputs: A = E[h̃ᵀh̃], name -> ``(in + 1, in + 1)``.
-        outputs: B = E[δᵀδ], name -> ``(out, out)``.
+        inputs: A = E[h̃ᵀh̃], name -> ``(in + 1, in + 1)`` or ``(in + 1,)``.
+        outputs: G = E[δᵀδ], name -> ``(out, out)`` or ``(out,)``.
         diagonal: E[g²] of every other array, like those parameters.
     """
 
@@ -53,16 +63,24 @@ class Factors(NamedTuple):
     diagonal: Any
 
 
-def no_factors(model: Model, params: Any) -> Factors:
+def no_factors(model: Model, params: Any, sharing: str = "expand") -> Factors:
     """Factors of zeros."""
     dense = {name: params[name] for name in model.dense_layers}
 
-    def square(size: int, like: jax.Array) -> jax.Array:
-        return jnp.zeros((size, size), like.dtype)
+    def zeros(size: int, like: jax.Array, diagonal: bool = False) -> jax.Array:
+        alone = diagonal or size > LARGEST_FACTOR
+        return jnp.zeros((size,) if alone else (size, size), like.dtype)
 
     return Factors(
-        {n: square(len(v["weight"]) + ("bias" in v), v["weight"]) for n, v in dense.items()},
-        {n: square(v["weight"].shape[1], v["weight"]) for n, v in dense.items()},
+        {
+            name: zeros(
+                len(layer["weight"]) + ("bias" in layer),
+                layer["weight"],
+                diagonal=name in model.embeddings and sharing == "expand",
+            )
+            for name, layer in dense.items()
+        },
+        {n: zeros(v["weight"].shape[1], v["weight"]) for n, v in dense.items()},
         optax.tree.zeros_like({n: v for n, v in params.items() if n not in dense}),
     )
 
@@ -111,12 +129,9 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
     """
     dense = {name: params[name] for name in model.dense_layers}
     others = {name: layer for name, layer in params.items() if name not in dense}
-    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(inputs), *leaf.shape)), others)
-    _, shapes = jax.eval_shape(lambda: model.forward(params, inputs, {}))
-    taps = {
-        name: jnp.zeros((*shapes[name].shape[:-1], layer["weight"].shape[1]), layer["weight"].dtype)
-        for name, layer in dense.items()
-    }
+    size = len(jax.tree.leaves(inputs)[0])
+    copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), others)
+    taps = _zero_taps(model, params, inputs)
 
     def example(dense: Any, copy: Any, tap: Any, row: Any) -> tuple[Any, Any]:
         alone = jax.tree.map(lambda leaf: leaf[None], (row, tap))
@@ -136,9 +151,69 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
         of_others = jax.tree.map(lambda leaf: leaf.sum(axis=0), of_copies)
         return {**of_dense, **of_others}, {**of_taps, **of_copies}
 
-    rows = {name: layer_inputs[name].astype(layer["weight"].dtype) for name, layer in dense.items()}
-    with_ones = {n: _with_one(row) if "bias" in dense[n] else row for n, row in rows.items()}
-    return Signals(outputs, with_ones, pull)
+    rows = {name: _with_one(layer_inputs[name], layer) for name, layer in dense.items()}
+    return Signals(outputs, rows, dense, pull)
+
+
+def _zero_taps(model: Model, params: Any, inputs: Any) -> dict[str, jax.Array]:
+    """A tap for each dense layer.
+
+    Raises:
+        ValueError: the model leaves one of them out.
+    """
+    _, shapes = jax.eval_shape(lambda: model.forward(params, inputs, {}))
+    taps = {}
+    for name in model.dense_layers:
+        if name not in shapes:
+            raise ValueError(
+                f"the model declares the dense layer {name!r} and does not say what goes into it: "
+                "put its inputs into layer_inputs"
+            )
+        positions = shapes[name].shape[: None if _are_ids(shapes[name]) else -1]
+        weight = params[name]["weight"]
+        taps[name] = jnp.zeros((*positions, weight.shape[1]), weight.dtype)
+    outputs_of_taps = jax.make_jaxpr(lambda taps: model.forward(params, inputs, taps)[0])(taps)
+    used = {id(v) for eqn in outputs_of_taps.jaxpr.eqns for v in eqn.invars}
+    for name, tap in zip(sorted(taps), outputs_of_taps.jaxpr.invars):
+        if id(tap) not in used:
+            raise ValueError(
+                f"the tap of the dense layer {name!r} changes nothing, so that its backward signal "
+                "would be zero: add taps.get(name, 0) to its pre-activations"
+            )
+    return taps
+
+
+def check_model(objective: Any, params: Any, batch: Any) -> None:
+    """Check that the two signals of each dense layer make its gradient: ∇W̃ = Σ h̃ᵀδ.
+
+    Do it once, on a small batch, with a model of your own: ``kfac`` can't see in a compiled step
+    that a layer's declaration is wrong.
+
+    Raises:
+        TypeError: there is no ``Objective``, or its model declares no dense layers.
+        ValueError: a layer's signals make another gradient, which names it: it is used twice, or
+            what it says goes in is not what does.
+    """
+    check_layers(objective)
+    inputs, targets = batch
+    signals = run_forward(objective.model, params, inputs)
+    gradient, backward = signals.pull(jax.grad(objective.loss)(signals.outputs, targets))
+    for name in objective.model.dense_layers:
+        rows = _one_hot(signals.inputs[name], params[name]["weight"])
+        made = rows.reshape(-1, rows.shape[-1]).T @ backward[name].reshape(
+            -1, backward[name].shape[-1]
+        )
+        layer = gradient[name]
+        right = layer["weight"]
+        if "bias" in layer:
+            right = jnp.concatenate([right, layer["bias"][None]])
+        error, size = jnp.linalg.norm(made - right), jnp.linalg.norm(right)
+        if not error <= jnp.sqrt(jnp.finfo(right.dtype).eps) * size:
+            raise ValueError(
+                f"the signals of the dense layer {name!r} don't make its gradient (off by "
+                f"{float(error / size):.0%}): it is used more than once, its tap is not added to "
+                "its pre-activations, or layer_inputs holds something else than what it multiplies"
+            )
 
 
 @exact_products()
@@ -151,15 +226,17 @@ def factors(
     sharing: str = "expand",
     key: jax.Array | None = None,
 ) -> Factors:
-    """The Kronecker factors, means over the batch of signals of the *per-example* loss.
+    """The Kronecker factors, means over the examples of signals of the *per-example* loss.
 
     The output signals start from a target drawn for each example (``"sampled"``), from all of them
     by their probabilities (``"exact"``, with one backward pass for each output), or from the given
     ones (``"empirical"``).
 
-    Where a layer is shared over T positions (Eschenhagen et al. 2023), ``"expand"`` sums over
-    positions, A = Σ h̃ᵀh̃ / (B T) and B = Σ δᵀδ / B; ``"reduce"`` takes the mean of h̃ and the sum of
-    δ over them first.
+    Where a layer is shared over positions (Eschenhagen et al. 2023), ``"expand"`` takes A as the
+    mean of h̃ᵀh̃ over the positions that count, and G as Σ δᵀδ over positions, divided by the number
+    of examples, δ being the gradient of the sum of the examples' losses; ``"reduce"`` takes the
+    mean of h̃ and the sum of δ over a row's positions first. Where a layer's positions are not those
+    of the targets, a row's positions count if one of its targets does.
 
     Raises:
         ValueError: ``"sampled"`` without a key.
@@ -167,11 +244,12 @@ def factors(
     if fisher == "sampled" and key is None:
         raise ValueError('sampled targets need a key: give one, or take fisher="exact"')
     model, loss = objective.model, objective.loss
-    examples = count_examples(targets)
+    examples = count_examples(loss, targets).astype(signals.outputs.dtype)
+    weights = weights_of(loss, targets)
     names = model.dense_layers
 
     def of_outputs(left: Any, right: Any) -> tuple[Any, Any]:
-        """Σ over examples of the products that make B, and of those on the diagonal."""
+        """Σ over examples of the products that make G, and of those on the diagonal."""
         dense = {n: _product(left[n], right[n], sharing) for n in names}
         others = {
             n: jax.tree.map(lambda a, b: jnp.sum(a * b, axis=0), left[n], right[n])
@@ -195,7 +273,10 @@ def factors(
         _, backward = signals.pull(jax.grad(loss)(signals.outputs, targets))
         total = of_outputs(backward, backward)
     of_dense, of_others = jax.tree.map(lambda leaf: examples * leaf, total)
-    of_inputs = {n: _mean_product(signals.inputs[n], sharing) for n in names}
+    of_inputs = {
+        name: _input_factor(signals.inputs[name], signals.dense[name]["weight"], weights, sharing)
+        for name in names
+    }
     return Factors(of_inputs, of_dense, of_others)
 
 
@@ -208,16 +289,48 @@ def _sum_over(function: Callable, items: jax.Array) -> Any:
     return jax.lax.scan(add, zero, items)[0]
 
 
-def _with_one(inputs: Any) -> Any:
-    return jnp.concatenate([inputs, jnp.ones_like(inputs[..., :1])], axis=-1)
+def _are_ids(inputs: Any) -> bool:
+    return bool(jnp.issubdtype(inputs.dtype, jnp.integer))
 
 
-def _mean_product(inputs: Any, sharing: str) -> Any:
-    """A = mean of h̃ᵀh̃ over examples and positions, or over examples of the positions' mean."""
-    positions = tuple(range(1, inputs.ndim - 1))
-    rows = inputs.mean(axis=positions) if sharing == "reduce" else inputs
-    rows = rows.reshape(-1, rows.shape[-1])
-    return rows.T @ rows / len(rows)
+def _with_one(inputs: Any, layer: Any) -> Any:
+    """h̃ in the weight's type; whole numbers as they are."""
+    if _are_ids(inputs):
+        return inputs
+    rows = inputs.astype(layer["weight"].dtype)
+    if "bias" not in layer:
+        return rows
+    return jnp.concatenate([rows, jnp.ones_like(rows[..., :1])], axis=-1)
+
+
+def _one_hot(inputs: Any, weight: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(inputs, len(weight), dtype=weight.dtype) if _are_ids(inputs) else inputs
+
+
+def _at_positions(weights: jax.Array, positions: tuple[int, ...]) -> jax.Array:
+    """The weights of a layer's positions ``(B, ...)``, from those of the targets."""
+    if weights.shape == positions:
+        return weights
+    rows = jnp.max(weights.reshape(len(weights), -1), axis=1)
+    return jnp.broadcast_to(rows.reshape(-1, *[1] * (len(positions) - 1)), positions)
+
+
+def _input_factor(inputs: Any, weight: jax.Array, weights: jax.Array, sharing: str) -> jax.Array:
+    """A, the mean of h̃ᵀh̃ over the positions that count, or over rows of the positions' mean."""
+    ids = _are_ids(inputs)
+    at = _at_positions(weights, inputs.shape if ids else inputs.shape[:-1]).astype(weight.dtype)
+    if ids and sharing == "expand":
+        seen = jnp.zeros(len(weight), weight.dtype).at[inputs.ravel()].add(at.ravel())
+        return seen / jnp.maximum(jnp.sum(at), 1)
+    rows = _one_hot(inputs, weight)
+    if sharing == "reduce" and rows.ndim > 2:
+        positions = tuple(range(1, rows.ndim - 1))
+        in_row = jnp.sum(at, axis=positions)
+        total = jnp.sum(at[..., None] * rows, axis=positions)
+        rows, at = total / jnp.maximum(in_row, 1)[:, None], jnp.where(in_row > 0, 1.0, 0.0)
+        at = at.astype(weight.dtype)
+    rows, at = rows.reshape(-1, rows.shape[-1]), at.reshape(-1)
+    return _gram(at[:, None] * rows, rows) / jnp.maximum(jnp.sum(at), 1)
 
 
 def _product(left: Any, right: Any, sharing: str) -> Any:
@@ -225,4 +338,11 @@ def _product(left: Any, right: Any, sharing: str) -> Any:
     positions = tuple(range(1, left.ndim - 1))
     if sharing == "reduce":
         left, right = left.sum(axis=positions), right.sum(axis=positions)
-    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+    return _gram(left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1]))
+
+
+def _gram(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Σ of the products of rows, or its diagonal where it would be too large."""
+    if left.shape[1] > LARGEST_FACTOR:
+        return jnp.sum(left * right, axis=0)
+    return left.T @ right

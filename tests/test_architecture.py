@@ -18,11 +18,20 @@ FLOORS = [
     {"training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker"},
-    {"curvature", "linear_solvers", "matrix_roots"},
+    {"curvature", "linear_solvers"},
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},
 ]
-SHARED_BY_OPTIMIZERS = {"blocks", "diagonal_fisher", "protocol", "refreshes", "spans", "trials"}
+SHARED_BY_OPTIMIZERS = {
+    "blocks",
+    "diagonal_fisher",
+    "parameters",
+    "protocol",
+    "refreshes",
+    "spans",
+    "transformations",
+    "trials",
+}
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path for path in sorted(ROOT.rglob("*.py"))
 }

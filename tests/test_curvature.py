@@ -56,8 +56,13 @@ def matrices(objective, params, batch, *makes):
 
 
 def references(objective, params, batch):
-    """From dense derivatives: Hessian, Jᵀ H_L J, and the mean of gᵢ gᵢᵀ, gᵢ from a batch of one."""
+    """From dense derivatives: Hessian, Jᵀ H_L J, and the mean of gᵢ gᵢᵀ, gᵢ from a batch of one.
+
+    The model acts on each position alone, and each is an example.
+    """
     inputs, targets = batch
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    alone = targets.reshape(len(rows), *targets.shape[inputs.ndim - 1 :])
     flat, unravel = ravel_pytree(params)
 
     @jax.jit
@@ -72,7 +77,7 @@ def references(objective, params, batch):
             jax.hessian(lambda x: objective(unravel(x), batch))(x),
             jax.jacobian(lambda x: outputs(x).ravel())(x),
             jax.hessian(lambda z: objective.loss(z, targets))(outputs(x)),
-            jax.vmap(one)(inputs, targets),
+            jax.vmap(one)(rows, alone),
         )
 
     hessian, jacobian, output_hessian, gradients = derivatives(flat)
@@ -139,22 +144,21 @@ def test_a_sequence_without_any_label_is_no_example(classifier, draw):
 
 
 @pytest.mark.parametrize("ignored", [0, 1], ids=["all count", "one ignored"])
-def test_the_fisher_of_sequences_takes_every_sequence_of_targets(classifier, draw, ignored):
+def test_the_fisher_of_sequences_takes_each_position_that_counts(classifier, draw, ignored):
     objective, params = classifier((12, 3))
     inputs, labels = draw(2, 3, outputs=3)
     labels[0, :ignored] = -1
-    counts = labels != -1
+    counts = (labels != -1).ravel()
     flat, unravel = ravel_pytree(params)
     jacobian = np.asarray(jax.jacobian(lambda x: objective.model(unravel(x), inputs))(flat))
-    p = scipy.special.softmax(objective.model(params, inputs), axis=-1)
+    p = scipy.special.softmax(objective.model(params, inputs), axis=-1).reshape(6, 3)
     expected = 0
-    for row, targets in itertools.product(range(2), itertools.product(range(3), repeat=3)):
-        probability = p[row, range(3), targets].prod()
-        residual = (p[row] - np.eye(3)[list(targets)]) * counts[row][:, None]
-        gradient = 2 / counts.sum() * np.einsum("tc,tcn->n", residual, jacobian[row])
-        expected += probability * np.outer(gradient, gradient) / 2
-    (found,) = matrices(objective, params, (inputs, labels), fisher_matvec)
-    np.testing.assert_allclose(found, expected, **EXACT)
+    for place, label in itertools.product(np.flatnonzero(counts), range(3)):
+        gradient = (p[place] - np.eye(3)[label]) @ jacobian.reshape(6, 3, -1)[place]
+        expected += p[place, label] * np.outer(gradient, gradient) / counts.sum()
+    makes = fisher_matvec, gauss_newton_matvec
+    for found in matrices(objective, params, (inputs, labels), *makes):
+        np.testing.assert_allclose(found, expected, **EXACT)
 
 
 def test_the_sampled_fisher_is_right_on_average(classifier, draw, loss, rng):

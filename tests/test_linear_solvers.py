@@ -232,7 +232,10 @@ def test_in_a_basis_that_is_not_orthonormal_the_metric_makes_it_the_same_iterati
     [
         ({"max_iterations": 0}, "max_iterations must be a whole number"),
         ({"max_iterations": 5, "tolerance": -1e-3}, "tolerance must be a finite number"),
-        ({"max_iterations": 5, "x0": jnp.ones(2)}, "x0 has 2 numbers and b has 3"),
+        (
+            {"max_iterations": 5, "x0": jnp.ones(2)},
+            r"x0 has arrays \[\(2,\)\] and b has \[\(3,\)\]",
+        ),
     ],
 )
 def test_cg_refuses_what_makes_no_sense(options, message):

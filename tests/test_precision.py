@@ -7,7 +7,7 @@ import pytest
 from jaxprs import operations
 
 import soaa_edu
-from soaa_edu import curvature, kronecker, linear_solvers, matrix_roots, problems
+from soaa_edu import curvature, kronecker, linear_solvers, problems
 from soaa_edu.optimizers.blocks import inverse_roots
 from soaa_edu.precision import exact_products
 
@@ -57,7 +57,11 @@ def inexact(function, *arguments):
 def test_every_method_is_among_those_checked_here():
     checked = {name.split()[0] for name in (*WITH_OBJECTIVE, *OF_GRADIENTS)}
     others = {"Optimizer", "first_order", "levenberg_marquardt"}
-    assert checked == set(soaa_edu.optimizers.__all__) - others
+    cores = {name for name in soaa_edu.optimizers.__all__ if name.startswith("scale_by_")}
+    assert {name.removeprefix("scale_by_") for name in cores} == {
+        name.split()[0] for name in OF_GRADIENTS
+    }
+    assert checked == set(soaa_edu.optimizers.__all__) - others - cores
 
 
 @pytest.mark.parametrize("name", WITH_OBJECTIVE)
@@ -136,9 +140,9 @@ PUBLIC = {
         lambda b: linear_solvers.lanczos_trust_region(multiply, b, 1.0, iterations=3),
         B,
     ),
-    "inverse_root": (lambda a: matrix_roots.inverse_root(a, 0.25, 0.1), A),
-    "coupled_newton": (lambda a: matrix_roots.coupled_newton(a, 4, 0.1), A),
-    "inverse_root_by_products": (lambda a: matrix_roots.inverse_root_by_products(a, 4, 0.1), A),
+    "inverse_root": (lambda a: linear_solvers.inverse_root(a, 0.25, 0.1), A),
+    "coupled_newton": (lambda a: linear_solvers.coupled_newton(a, 4, 0.1), A),
+    "inverse_root_by_products": (lambda a: linear_solvers.inverse_root_by_products(a, 4, 0.1), A),
     "quadratic": (problems.quadratic(A, B), B),
     "hvp": of_network(lambda o, p, batch, v: curvature.hvp(lambda p: o(p, batch), p, v)),
     "hessian": of_network(
@@ -204,7 +208,7 @@ def a_root(rounded):
 def a_root_by_products(rounded):
     matrix = definite(1e3)
     values, vectors = np.linalg.eigh(*in_float64(matrix))
-    found = matrix_roots.coupled_newton(rounded(matrix), 4, 0.0)
+    found = linear_solvers.coupled_newton(rounded(matrix), 4, 0.0)
     return found.root, (vectors * values**-0.25) @ vectors.T
 
 

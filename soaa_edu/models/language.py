@@ -104,7 +104,7 @@ def encoder(
         logits = layer("head", signal if classes is None else signal.mean(axis=-2))
         return logits.astype(params["head"]["weight"].dtype), layer_inputs
 
-    return Model(init, forward, ("embedding", *sizes))
+    return Model(init, forward, ("embedding", *sizes), embeddings=("embedding",))
 
 
 def decoder(
@@ -188,7 +188,8 @@ def decoder(
         logits = signal @ table.T.astype(signal.dtype) if tied else layer("head", signal)
         return logits.astype(table.dtype), layer_inputs
 
-    return Model(init, forward, ("embedding", *sizes, *(["embedding"] if tied else [])))
+    names = ("embedding", *sizes, *(["embedding"] if tied else []))
+    return Model(init, forward, names, embeddings=("embedding",))
 
 
 def _check_sizes(model: str, sizes: dict[str, Any]) -> None:
@@ -225,6 +226,6 @@ def _embed(params: Params, ids: Any, taps: dict, names: Any, activations: Any) -
     cast = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
     taps = cast(taps)
     layer, layer_inputs = tapped(cast({name: params[name] for name in names}), taps)
-    layer_inputs["embedding"] = jax.nn.one_hot(ids, len(table), dtype=dtype)
+    layer_inputs["embedding"] = ids
     rows = table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return layer, layer_inputs, rows.astype(dtype) + taps.get("embedding", 0)

@@ -28,12 +28,15 @@ class Model:
         dense_layers: the names of the dense layers, from the inputs to the outputs. A name that
             stands twice has its weight tied, used more than once, which K-FAC refuses.
         input_layer: the dense layer that reads the raw inputs, or ``None``.
+        embeddings: those of the dense layers whose inputs are rows of zeros with a single one, said
+            by whole numbers: what goes in is the place of the one.
     """
 
     init: Callable[[jax.Array], Params]
     forward: Callable[[Any, Any, dict[str, Any]], tuple[Any, dict[str, Any]]]
     dense_layers: tuple[str, ...]
     input_layer: str | None = None
+    embeddings: tuple[str, ...] = ()
 
     def __call__(self, params: Any, inputs: Any) -> Any:
         """The outputs alone."""
@@ -65,10 +68,19 @@ def dense(layer: dict[str, jax.Array], inputs: Any) -> Any:
 
 
 def tapped(params: Params, taps: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
-    """``layer(name, inputs) -> outputs``, dense with its tap, and the inputs it is given."""
-    layer_inputs = {}
+    """``layer(name, inputs) -> outputs``, dense with its tap, and the inputs it is given.
+
+    Raises:
+        ValueError: by ``layer``, when it is called a second time with a name.
+    """
+    layer_inputs: dict[str, Any] = {}
 
     def layer(name: str, inputs: Any) -> Any:
+        if name in layer_inputs:
+            raise ValueError(
+                f"the dense layer {name!r} is used more than once, so that its weight is tied and "
+                "its Fisher is no Kronecker product: give each use a layer of its own"
+            )
         layer_inputs[name] = inputs
         return dense(params[name], inputs) + taps.get(name, 0)
 

@@ -1,18 +1,18 @@
 """One method, one file."""
 
-from soaa_edu.optimizers.adam_8bit import adam_8bit
+from soaa_edu.optimizers.adam_8bit import adam_8bit, scale_by_adam_8bit
 from soaa_edu.optimizers.first_order import first_order
-from soaa_edu.optimizers.galore import galore
+from soaa_edu.optimizers.galore import galore, scale_by_galore
 from soaa_edu.optimizers.hessian_free import hessian_free
 from soaa_edu.optimizers.kfac import kfac
 from soaa_edu.optimizers.martens import martens_hessian_free
 from soaa_edu.optimizers.newton import newton
 from soaa_edu.optimizers.protocol import Optimizer
-from soaa_edu.optimizers.psgd import psgd
-from soaa_edu.optimizers.shampoo import shampoo
-from soaa_edu.optimizers.soaa import soaa
-from soaa_edu.optimizers.soap import soap
-from soaa_edu.optimizers.tadam import tadam
+from soaa_edu.optimizers.psgd import psgd, scale_by_psgd
+from soaa_edu.optimizers.shampoo import scale_by_shampoo, shampoo
+from soaa_edu.optimizers.soaa import scale_by_soaa, soaa
+from soaa_edu.optimizers.soap import scale_by_soap, soap
+from soaa_edu.optimizers.tadam import scale_by_tadam, tadam
 from soaa_edu.optimizers.trials import levenberg_marquardt
 from soaa_edu.optimizers.trust_region import trust_region
 
@@ -27,6 +27,13 @@ __all__ = [
     "martens_hessian_free",
     "newton",
     "psgd",
+    "scale_by_adam_8bit",
+    "scale_by_galore",
+    "scale_by_psgd",
+    "scale_by_shampoo",
+    "scale_by_soaa",
+    "scale_by_soap",
+    "scale_by_tadam",
     "shampoo",
     "soaa",
     "soap",

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from soaa_edu import checks
+from soaa_edu.optimizers.transformations import alias, transformation
 
 BLOCK = 256
 
@@ -40,15 +41,40 @@ class Adam8bitState(NamedTuple):
 
 
 def adam_8bit(
-    learning_rate: Any, *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8
-) -> optax.GradientTransformation:
-    """8-bit Adam, an optax transformation (Dettmers, Lewis, Shleifer & Zettlemoyer 2021).
+    learning_rate: Any,
+    *,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """8-bit Adam: θ ← θ - α (m̂ / (√v̂ + eps) + ω θ), an optax transformation.
+
+    Args:
+        learning_rate: α, a number or an optax schedule.
+        weight_decay: ω, decoupled.
+        mask: of the arrays that decay, as optax has it; all by default.
+        b1: this and the rest as in ``scale_by_adam_8bit``.
+        b2: likewise.
+        eps: likewise.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    return alias(scale_by_adam_8bit(b1=b1, b2=b2, eps=eps), learning_rate, weight_decay, mask)
+
+
+def scale_by_adam_8bit(
+    *, b1: Any = 0.9, b2: Any = 0.999, eps: Any = 1e-8
+) -> optax.GradientTransformationExtraArgs:
+    """8-bit Adam's direction, an optax transformation (Dettmers et al. 2021).
 
     Adam in float32, of whatever type the parameters are, whose moments spend the time between two
     steps quantized, block by block:
 
         m = b1 deq(m₈) + (1 - b1) g        v = b2 deq(v₈) + (1 - b2) g²
-        θ ← θ - α m̂ / (√v̂ + eps)           m₈, v₈ = q(m), q(v)
+        d = m̂ / (√v̂ + eps)                 m₈, v₈ = q(m), q(v)
 
     For every 256 numbers the state has 2 · (256 + 4) bytes, where Adam's has 2 · 4 · 256. The
     paper's blocks have 2,048 numbers. Every array is quantized, however small.
@@ -57,7 +83,6 @@ def adam_8bit(
     slowly than Adam would move it, since the codebook can't tell how small its v is.
 
     Args:
-        learning_rate: α, a number or an optax schedule.
         b1: decay of m.
         b2: decay of v.
         eps: Adam's.
@@ -65,18 +90,16 @@ def adam_8bit(
     Raises:
         ValueError: a number out of its range.
     """
-    if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
-    checks.fraction("b1", b1)
-    checks.fraction("b2", b2)
-    checks.positive("eps", eps)
+    b1 = checks.fraction("b1", b1)
+    b2 = checks.fraction("b2", b2)
+    eps = checks.positive("eps", eps)
 
     def init(params: Any) -> Adam8bitState:
         moment = jax.tree.map(_quantized_zeros, params)
         return Adam8bitState(jnp.zeros((), jnp.int32), moment, optax.tree.zeros_like(moment))
 
     def update(
-        gradients: Any, state: Adam8bitState, params: Any = None
+        gradients: Any, state: Adam8bitState, params: Any = None, **_: Any
     ) -> tuple[Any, Adam8bitState]:
         steps = optax.safe_increment(state.steps)
         blocks = jax.tree.map(_blocks, gradients)
@@ -93,9 +116,7 @@ def adam_8bit(
             jax.tree.map(lambda v: quantize(v, signed=False), v),
         )
 
-    return optax.chain(
-        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
-    )
+    return transformation(init, update)
 
 
 def quantize(blocks: jax.Array, signed: bool) -> Quantized:
@@ -179,5 +200,5 @@ def _from_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _quantized_zeros(like: jax.Array) -> Quantized:
-    shape = jax.eval_shape(_blocks, like).shape
-    return Quantized(jnp.zeros(shape, jnp.uint8), jnp.zeros((shape[0], 1), jnp.float32))
+    blocks = _blocks(like)
+    return Quantized(jnp.zeros_like(blocks, jnp.uint8), jnp.zeros_like(blocks[:, :1], jnp.float32))

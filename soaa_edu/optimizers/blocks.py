@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from soaa_edu import checks
-from soaa_edu.matrix_roots import inverse_root, inverse_root_by_products
+from soaa_edu.linear_solvers.roots import inverse_root, inverse_root_by_products
 
 P_BY_PRODUCTS = range(2, 9)
 

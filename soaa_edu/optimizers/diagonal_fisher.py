@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from soaa_edu import checks
+from soaa_edu.optimizers.transformations import decayed_weights
 
 VARIANCES = ("centred", "second_moment")
 INFO = (
@@ -82,24 +84,40 @@ class FisherStep(NamedTuple):
     share: jax.Array
 
 
-def check_arguments(
-    learning_rate: Any,
-    total_steps: int,
-    b1: Any,
-    b2: Any,
-    gamma: Any,
-    eps: Any,
-    weight_decay: Any,
-) -> None:
-    """Raise ``ValueError`` if a number is out of its range."""
+class Constants(NamedTuple):
+    """The hyperparameters of SOAA and TAdam, checked."""
+
+    rate: Callable
+    total_steps: Any
+    b1: Any
+    b2: Any
+    gamma: Any
+    eps: Any
+
+
+def checked(
+    learning_rate: Any, total_steps: Any, b1: Any, b2: Any, gamma: Any, eps: Any
+) -> Constants:
+    """The hyperparameters, the learning rate as a function of the steps taken.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    rate = learning_rate
     if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
-    checks.whole("total_steps", total_steps)
-    checks.fraction("b1", b1)
-    checks.fraction("b2", b2)
-    checks.fraction("gamma", gamma)
-    checks.positive("eps", eps)
-    checks.not_negative("weight_decay", weight_decay)
+        number = checks.positive("learning_rate", learning_rate)
+
+        def rate(steps: Any) -> Any:
+            return number
+
+    return Constants(
+        rate,
+        checks.whole("total_steps", total_steps),
+        checks.fraction("b1", b1),
+        checks.fraction("b2", b2),
+        checks.fraction("gamma", gamma),
+        checks.positive("eps", eps),
+    )
 
 
 def trust_state(params: Any, variance: str) -> TrustState:
@@ -107,7 +125,7 @@ def trust_state(params: Any, variance: str) -> TrustState:
 
     def zeros() -> Any:
         return jax.tree.map(
-            lambda p: jnp.zeros(p.shape, jnp.promote_types(p.dtype, jnp.float32)), params
+            lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
         )
 
     moments = Moments(zeros(), zeros(), zeros() if variance == "centred" else None)
@@ -127,15 +145,36 @@ def next_state(
     moments: Moments,
     trust: tuple[Any, Any, Any],
     bounds: tuple[Any, Any],
-    ratio: Any,
-    share: Any,
+    step: FisherStep,
+    ratio: Any = jnp.nan,
+    loss: Any = 0.0,
 ) -> TrustState:
-    """The state after a step with ``trust`` = (dt, l_avg, pr), scalars in their earlier types."""
-    info = dict(zip(INFO, (trust[0], *bounds, ratio, share)))
+    """The state after a step with ``trust`` = (dt, l_avg, pr), if its loss is finite."""
+    before = (state.trust_scale, state.loss_average, state.predicted_decrease)
+    heard = jnp.isfinite(loss)
+    dt, l_avg, pr = (jnp.where(heard, new, old) for new, old in zip(trust, before))
+    told = (dt, *bounds, jnp.where(heard, ratio, jnp.nan), step.share)
     if state.moments.variance is None:
         moments = moments._replace(variance=None)
-    updated = TrustState(state.steps + 1, moments, *trust, info)
-    return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), updated, state)
+    info = {name: jnp.asarray(number) for name, number in zip(INFO, told)}
+    return TrustState(state.steps + 1, moments, dt, l_avg, pr, info)
+
+
+def with_rate(
+    core: optax.GradientTransformationExtraArgs, learning_rate: Any, weight_decay: Any, mask: Any
+) -> optax.GradientTransformationExtraArgs:
+    """θ ← θ - α (d + λ θ), with the direction d of the core and its state, which counts steps."""
+    decayed = decayed_weights(weight_decay, mask)
+
+    def update(
+        gradients: Any, state: TrustState, params: Any = None, **extra: Any
+    ) -> tuple[Any, TrustState]:
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
+        direction, following = core.update(gradients, state, params, **extra)
+        direction, _ = decayed.update(direction, decayed.init(params), params)
+        return jax.tree.map(lambda d: (-rate * d).astype(d.dtype), direction), following
+
+    return optax.GradientTransformationExtraArgs(core.init, update)
 
 
 def update_moments(
@@ -145,10 +184,11 @@ def update_moments(
 
     The variance takes in (g - m̂)² / w with w = b1 (1 - b1^(t-1)) / (1 - b1^t). It is
     (g - m̂_prev)(g - m̂), since g - m̂ = w (g - m̂_prev), in a form that rounding cannot make
-    negative; at t = 1 it is zero.
+    negative; at t = 1, and where b1 = 0, it is zero.
     """
     weight = b1 * (1 - b1 ** (t - 1)) / (1 - b1**t)
-    of_weight = jnp.where(t == 1, 0, 1 / jnp.where(t == 1, 1, weight))
+    still = (t == 1) | (weight == 0)
+    of_weight = jnp.where(still, 0, 1 / jnp.where(still, 1, weight))
     debiasing = Debiasing(1 / (1 - b1**t), 1 / (1 - b2**t))
 
     def spread(g: jax.Array, m: jax.Array) -> jax.Array:
@@ -169,7 +209,7 @@ def printed_growth(moments: Moments, debiasing: Debiasing, eps: Any) -> jax.Arra
     """1 + Σ m̂² / Σ (v̂ + eps)."""
     squares = debiasing.mean**2 * total(jnp.square, moments.mean)
     variances = debiasing.square * total(lambda v: v, moments.variance)
-    return 1 + squares / (variances + eps * count(moments.mean))
+    return _finite(1 + squares / (variances + eps * count(moments.mean)))
 
 
 def sherman_morrison_growth(moments: Moments, debiasing: Debiasing, eps: Any) -> jax.Array:
@@ -178,7 +218,12 @@ def sherman_morrison_growth(moments: Moments, debiasing: Debiasing, eps: Any) ->
     def quotient(m: jax.Array, v: jax.Array) -> jax.Array:
         return m**2 / (debiasing.square * v + eps)
 
-    return 1 + debiasing.mean**2 * total(quotient, moments.mean, moments.variance)
+    return _finite(1 + debiasing.mean**2 * total(quotient, moments.mean, moments.variance))
+
+
+def _finite(growth: jax.Array) -> jax.Array:
+    """So small that dt / (1 - b2^t) times it is finite too, and a variance of zero stays zero."""
+    return jnp.minimum(growth, 1e-9 * float(jnp.finfo(growth.dtype).max))
 
 
 def fisher_step(
@@ -202,20 +247,6 @@ def fisher_step(
     curved = debiasing.square * total(lambda v, d: v * d**2, variance, d)
     decided = total(decides, second_moment, variance)
     return FisherStep(d, gain - 0.5 * curved, decided / max(count(mean), 1))
-
-
-def to_updates(step: FisherStep, rate: Any, weight_decay: Any, gradients: Any, params: Any) -> Any:
-    """-α (d + λ θ), in the types of the gradients.
-
-    Raises:
-        ValueError: weight decay without the parameters.
-    """
-    decayed = step.direction
-    if not (isinstance(weight_decay, int | float) and weight_decay == 0):
-        if params is None:
-            raise ValueError("weight decay needs the parameters: update(gradients, state, params)")
-        decayed = jax.tree.map(lambda d, p: d + weight_decay * p, decayed, params)
-    return jax.tree.map(lambda d, g: (-rate * d).astype(g.dtype), decayed, gradients)
 
 
 def total(function: Callable, *trees: Any) -> jax.Array:

@@ -12,14 +12,17 @@ from soaa_edu.optimizers.protocol import Optimizer
 def first_order(objective: Callable, transformation: optax.GradientTransformation) -> Optimizer:
     """Train with an optax transformation: θ ← θ + u(g, state, θ), g the gradient on the batch.
 
-    A transformation that takes extra arguments gets ``value``, ``grad`` and ``value_fn``, as
-    ``optax.lbfgs`` wants them. Scalars that its state keeps in a field ``info`` join ``Info``.
+    A transformation that takes extra arguments, ``optax.MultiSteps`` included, gets ``value``,
+    ``grad`` and ``value_fn``, as ``optax.lbfgs`` wants them. Scalars that its state keeps in a
+    field ``info`` join ``Info``.
 
     Args:
         objective: ``(params, batch) -> scalar``.
         transformation: for example ``optax.sgd(0.1)``.
     """
-    takes_extra = isinstance(transformation, optax.GradientTransformationExtraArgs)
+    takes_extra = isinstance(
+        transformation, optax.GradientTransformationExtraArgs | optax.MultiSteps
+    )
 
     def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         def value_fn(p: Any) -> Any:

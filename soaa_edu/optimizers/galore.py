@@ -9,6 +9,7 @@ import optax
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import is_matrix
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.optimizers.transformations import alias, transformation
 from soaa_edu.precision import exact_products
 
 
@@ -31,31 +32,64 @@ class GaloreState(NamedTuple):
 def galore(
     learning_rate: Any,
     *,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
     rank: int = 64,
     refresh_every: int = 200,
     scale: Any = 0.25,
     b1: Any = 0.9,
     b2: Any = 0.999,
     eps: Any = 1e-8,
-) -> optax.GradientTransformation:
-    """GaLore with Adam, an optax transformation (Zhao et al. 2024, algorithm 2).
+) -> optax.GradientTransformationExtraArgs:
+    """GaLore with Adam: θ ← θ - α (d + ω θ), d of ``scale_by_galore``, an optax transformation.
+
+    Args:
+        learning_rate: α, a number or an optax schedule.
+        weight_decay: ω, decoupled.
+        mask: of the arrays that decay, as optax has it; all by default.
+        rank: this and the rest as in ``scale_by_galore``.
+        refresh_every: likewise.
+        scale: likewise.
+        b1: likewise.
+        b2: likewise.
+        eps: likewise.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    core = scale_by_galore(
+        rank=rank, refresh_every=refresh_every, scale=scale, b1=b1, b2=b2, eps=eps
+    )
+    return alias(core, learning_rate, weight_decay, mask)
+
+
+def scale_by_galore(
+    *,
+    rank: int = 64,
+    refresh_every: int = 200,
+    scale: Any = 0.25,
+    b1: Any = 0.9,
+    b2: Any = 0.999,
+    eps: Any = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """GaLore's direction with Adam, an optax transformation (Zhao et al. 2024, algorithm 2).
 
     A matrix of parameters (m, n) with gradient G is projected on its shorter side. With P the first
     ``rank`` left singular vectors of a gradient of some steps ago if m ≤ n, and the right ones if
     m > n:
 
         R = Pᵀ G                           R = G P
-        θ ← θ - α scale P Adam(R)          θ ← θ - α scale Adam(R) Pᵀ
+        d = scale P Adam(R)                d = scale Adam(R) Pᵀ
 
     Adam's moments are of R, and are kept as they are when P is refreshed. A singular vector has
     either sign, and the one that points along the vector whose place it takes is chosen; so the
-    steps don't depend on the signs.
+    steps don't depend on the signs. The first P is that of the first gradient that is not zero, and
+    a gradient of zero leaves P as it is.
 
     Kernels are matrices with all axes but the last as rows. Scalars, vectors and matrices with a
     side of ``rank`` or less get Adam itself, without the ``scale``.
 
     Args:
-        learning_rate: α, a number or an optax schedule.
         rank: of the projections.
         refresh_every: P is computed at the first step, then every so many steps.
         scale: of the projected steps.
@@ -66,14 +100,12 @@ def galore(
     Raises:
         ValueError: a number out of its range.
     """
-    if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
-    checks.whole("rank", rank)
-    checks.whole("refresh_every", refresh_every)
-    checks.positive("scale", scale)
-    checks.fraction("b1", b1)
-    checks.fraction("b2", b2)
-    checks.positive("eps", eps)
+    rank = checks.whole("rank", rank)
+    refresh_every = checks.whole("refresh_every", refresh_every)
+    scale = checks.positive("scale", scale)
+    b1 = checks.fraction("b1", b1)
+    b2 = checks.fraction("b2", b2)
+    eps = checks.positive("eps", eps)
 
     def init(params: Any) -> GaloreState:
         matrices = optax.tree.zeros_like(jax.tree.map(_as_matrix, params))
@@ -83,14 +115,20 @@ def galore(
         return GaloreState(jnp.zeros((), jnp.int32), projections, moment, second)
 
     @exact_products()
-    def update(gradients: Any, state: GaloreState, params: Any = None) -> tuple[Any, GaloreState]:
+    def update(
+        gradients: Any, state: GaloreState, params: Any = None, **_: Any
+    ) -> tuple[Any, GaloreState]:
         steps = optax.safe_increment(state.steps)
         matrices = jax.tree.map(_as_matrix, gradients)
-        projections = refreshed(
-            state.steps % refresh_every == 0,
-            lambda: jax.tree.map(_leading_singular_vectors, matrices, state.projections),
-            state.projections,
-        )
+
+        def projection(matrix: jax.Array, old: Any) -> Any:
+            if isinstance(old, tuple):
+                return old
+            due = (state.steps % refresh_every == 0) | ~jnp.any(old != 0)
+            due &= jnp.any(matrix != 0)
+            return refreshed(due, lambda: _leading_singular_vectors(matrix, old), old)
+
+        projections = jax.tree.map(projection, matrices, state.projections)
         projected = jax.tree.map(_project, matrices, projections)
         first_moment = optax.tree.update_moment(projected, state.first_moment, b1, 1)
         second_moment = optax.tree.update_moment(projected, state.second_moment, b2, 2)
@@ -104,9 +142,7 @@ def galore(
         )
         return directions, GaloreState(steps, projections, first_moment, second_moment)
 
-    return optax.chain(
-        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
-    )
+    return transformation(init, update)
 
 
 def _as_matrix(array: jax.Array) -> jax.Array:
@@ -137,16 +173,13 @@ def _project_back(step: jax.Array, projection: Any, scale: Any) -> jax.Array:
     return scale * (projection @ step if _is_wide(step) else step @ projection.T)
 
 
-def _leading_singular_vectors(matrix: jax.Array, old: Any) -> Any:
+def _leading_singular_vectors(matrix: jax.Array, old: jax.Array) -> jax.Array:
     """Of the shorter side, ``(min(m, n), rank)``, each pointing along the old one.
 
     They come from the Gram matrix of that side, which tells singular values apart down to √ε of the
     largest, and costs much less than the SVD of a long matrix.
     """
-    if isinstance(old, tuple):
-        return old
-    largest = jnp.max(jnp.abs(matrix))
-    g = matrix / jnp.where(largest > 0, largest, 1)
+    g = matrix / jnp.max(jnp.abs(matrix))
     gram = g @ g.T if _is_wide(g) else g.T @ g
     rank = old.shape[1]
     vectors = jnp.linalg.eigh(gram)[1][:, : -rank - 1 : -1]

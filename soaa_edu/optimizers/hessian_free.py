@@ -5,14 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
 from soaa_edu.curvature import check_curvature, curvature_matvec, damped
-from soaa_edu.linear_solvers import conjugate_gradient
+from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
+from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.spans import spanned_by_rows
-from soaa_edu.optimizers.trials import DampingRule, adapt, predicted_decrease, try_step
+from soaa_edu.optimizers.trials import DampingRule, next_damping, predicted_decrease, try_step
 from soaa_edu.precision import exact_products
 
 
@@ -30,6 +32,9 @@ def hessian_free(
     The curvature is linearised once a step, and every iteration is one product with it. Where the
     model declares its input layer and the inputs are much wider than the batch, the iteration runs
     in coordinates on the batch's rows: the same iterates, at a fraction of the cost.
+    Where the first direction already has negative curvature, as near a saddle, a fixed λ takes
+    d = g, the way down that needs no curvature (Nocedal & Wright 2006, algorithm 7.1), and an
+    adapted one grows until it no longer has.
     ``martens_hessian_free`` adds what Martens (2010) did.
 
     Args:
@@ -48,13 +53,13 @@ def hessian_free(
         ValueError: a number out of its range, or an unknown curvature.
         TypeError: ``"gauss_newton"`` without an ``Objective``.
     """
-    checks.positive("learning_rate", learning_rate)
+    learning_rate = checks.positive("learning_rate", learning_rate)
     checks.whole("max_iterations", max_iterations)
-    checks.not_negative("tolerance", tolerance)
+    tolerance = checks.not_negative("tolerance", tolerance)
     check_curvature(objective, curvature)
     rule = damping if isinstance(damping, DampingRule) else None
     if rule is None:
-        checks.not_negative("damping", damping)
+        damping = checks.not_negative("damping", damping)
 
     def init(params: Any) -> Any:
         return () if rule is None else jnp.asarray(rule.initial, ravel_pytree(params)[0].dtype)
@@ -76,19 +81,22 @@ def hessian_free(
             tolerance=tolerance,
             metric=seen.metric,
         )
-        seen_update = jax.tree.map(lambda d: -learning_rate * d, cg.solution)
+        direction = cg.solution
+        if rule is None:
+            direction = optax.tree.where(cg.iterations == 0, gradient, direction)
+        seen_update = jax.tree.map(lambda d: -learning_rate * d, direction)
         update = seen.lift(seen_update)
         info = {"loss": loss, "cg_iterations": cg.iterations}
         if rule is None:
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
             return params, state, info
         predicted = predicted_decrease(matvec, gradient, seen_update, seen.metric)
-        trial = try_step(objective, params, batch, loss, update, predicted)
+        trial = try_step(objective, params, batch, loss, gradient, update, predicted)
         info |= {
             "damping": strength,
             "reduction_ratio": trial.reduction_ratio,
             "accepted": trial.accepted,
         }
-        return trial.params, adapt(rule, state, trial.reduction_ratio), info
+        return trial.params, next_damping(rule, state, trial), info
 
-    return Optimizer(init, step, objective)
+    return in_float32(Optimizer(init, step, objective))

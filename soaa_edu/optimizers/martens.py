@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
@@ -14,12 +15,13 @@ from soaa_edu.curvature import (
     damped,
     empirical_fisher_diagonal,
 )
-from soaa_edu.linear_solvers import CGPath, cg_path
+from soaa_edu.linear_solvers.conjugate_gradients import CGPath, cg_path
+from soaa_edu.optimizers.parameters import all_finite, in_float32
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.trials import (
     DampingRule,
-    adapt,
     levenberg_marquardt,
+    next_damping,
     predicted_decrease,
     try_step,
 )
@@ -49,7 +51,8 @@ def martens_hessian_free(
     conjugate gradients that start from 0.95 of the last solution, are preconditioned by
     (diag(E) + λ)^¾ with E the empirical Fisher, and stop on the relative progress of the quadratic;
     and steps back through their iterates for as long as the loss itself falls. The paper's line
-    search is left out: a step that raises the loss is rejected.
+    search is left out: a step that raises the loss is rejected. A batch whose loss is
+    not finite changes nothing.
 
     Args:
         objective: ``(params, batch) -> scalar``; an ``Objective`` for ``"gauss_newton"``.
@@ -92,10 +95,11 @@ def martens_hessian_free(
         chosen = step_back(lambda p: objective(p, batch), params, path)
         update = jax.tree.map(jnp.negative, chosen)
         predicted = predicted_decrease(matvec, gradient, update)
-        trial = try_step(objective, params, batch, loss, update, predicted)
-        unravel = ravel_pytree(gradient)[1]
+        trial = try_step(objective, params, batch, loss, gradient, update, predicted)
+        solution = ravel_pytree(gradient)[1](path.last)
         following = MartensState(
-            adapt(rule, state.damping, trial.reduction_ratio), unravel(path.last)
+            next_damping(rule, state.damping, trial),
+            optax.tree.where(all_finite(solution), solution, state.solution),
         )
         return (
             trial.params,
@@ -109,7 +113,7 @@ def martens_hessian_free(
             },
         )
 
-    return Optimizer(init, step, objective)
+    return in_float32(Optimizer(init, step, objective))
 
 
 def step_back(loss: Callable, params: Any, path: CGPath) -> Any:

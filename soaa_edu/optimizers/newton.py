@@ -17,8 +17,9 @@ from soaa_edu.curvature import (
     dense,
     images_of_units,
 )
-from soaa_edu.linear_solvers import conjugate_gradient
+from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
 from soaa_edu.objective import Objective
+from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.spans import seen_by_batch
 from soaa_edu.precision import exact_products
@@ -60,11 +61,11 @@ def newton(
             step, a system too large to form.
         TypeError: ``"gauss_newton"`` without an ``Objective``.
     """
-    checks.positive("learning_rate", learning_rate)
-    checks.not_negative("damping", damping)
+    learning_rate = checks.positive("learning_rate", learning_rate)
+    damping = checks.not_negative("damping", damping)
     check_curvature(objective, curvature)
     if cutoff is not None:
-        checks.not_negative("cutoff", cutoff)
+        cutoff = checks.not_negative("cutoff", cutoff)
     undamped = checks.concrete(damping) == 0
 
     def solve_in_span(solve: Callable, params: Any, batch: Any) -> tuple[Any, dict]:
@@ -119,7 +120,7 @@ def newton(
         )
         return params, state, {"loss": loss, **told}
 
-    return Optimizer(init, step, objective)
+    return in_float32(Optimizer(init, step, objective))
 
 
 def pseudo_inverse_solve(matrix: Any, vector: Any, cutoff: Any) -> tuple[Any, dict]:

@@ -10,8 +10,9 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 
 from soaa_edu import checks
-from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, to_blocks
+from soaa_edu.optimizers.blocks import from_blocks, is_matrix, one_at_a_time, to_blocks
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.optimizers.transformations import alias, transformation
 from soaa_edu.precision import exact_products
 
 NORM_ITERATIONS = 2
@@ -45,17 +46,52 @@ def often_at_first(steps: Any) -> Any:
 def psgd(
     learning_rate: Any,
     *,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
     b1: Any = 0.9,
     update_probability: Any = often_at_first,
     step_size: Any = 0.1,
     block_size: int = 1024,
     seed: int = 0,
-) -> optax.GradientTransformation:
-    """PSGD Kron, whitening by the gradient, an optax transformation (Li 2018).
+) -> optax.GradientTransformationExtraArgs:
+    """PSGD Kron: θ ← θ - α (P M + ω θ), an optax transformation (Li 2018).
+
+    Args:
+        learning_rate: α, a number or an optax schedule.
+        weight_decay: ω, decoupled.
+        mask: of the arrays that decay, as optax has it; all by default.
+        b1: this and the rest as in ``scale_by_psgd``.
+        update_probability: likewise.
+        step_size: likewise.
+        block_size: likewise.
+        seed: likewise.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    core = scale_by_psgd(
+        b1=b1,
+        update_probability=update_probability,
+        step_size=step_size,
+        block_size=block_size,
+        seed=seed,
+    )
+    return alias(core, learning_rate, weight_decay, mask)
+
+
+def scale_by_psgd(
+    *,
+    b1: Any = 0.9,
+    update_probability: Any = often_at_first,
+    step_size: Any = 0.1,
+    block_size: int = 1024,
+    seed: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """PSGD's direction P M, whitening by the gradient, an optax transformation (Li 2018).
 
     For each matrix of parameters with gradient G and its debiased running average M:
 
-        θ ← θ - α Q₁ᵀQ₁ M Q₂ᵀQ₂
+        P M = Q₁ᵀQ₁ M Q₂ᵀQ₂
 
     P = QᵀQ with Q = Q₁ ⊗ Q₂, both upper triangular, descends on the criterion
 
@@ -64,11 +100,11 @@ def psgd(
     (Li 2015, with the gradient and a probe for its pair δg, δθ), whose minimum over all
     P is E[g gᵀ]^(-1/2). A vector has a diagonal Q. The first step scales Q such that both
     halves of c are alike, and moves it; later steps move it with some probability.
+    An array whose gradient is zero leaves its Q as it is.
 
     Kernels are matrices with all axes but the last as rows, and long axes are split into blocks.
 
     Args:
-        learning_rate: α, a number or an optax schedule.
         b1: decay of M.
         update_probability: of moving P at a step, a number or a schedule ``steps -> probability``.
         step_size: of the descent on c(P).
@@ -78,13 +114,11 @@ def psgd(
     Raises:
         ValueError: a number out of its range.
     """
-    if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
     if not callable(update_probability):
-        checks.positive("update_probability", update_probability)
-    checks.fraction("b1", b1)
-    checks.positive("step_size", step_size)
-    checks.whole("block_size", block_size)
+        update_probability = checks.positive("update_probability", update_probability)
+    b1 = checks.fraction("b1", b1)
+    step_size = checks.positive("step_size", step_size)
+    block_size = checks.whole("block_size", block_size)
     in_blocks = partial(to_blocks, block_size=block_size)
 
     def init(params: Any) -> PsgdState:
@@ -95,12 +129,14 @@ def psgd(
             key=jax.random.key(seed),
             momentum=momentum,
             factors=factors,
-            preconditioners=factors,
-            info={"criterion": jnp.full((), jnp.nan)},
+            preconditioners=jax.tree.map(_square, factors),
+            info={"criterion": jnp.zeros(())},
         )
 
     @exact_products()
-    def update(gradients: Any, state: PsgdState, params: Any = None) -> tuple[Any, PsgdState]:
+    def update(
+        gradients: Any, state: PsgdState, params: Any = None, **_: Any
+    ) -> tuple[Any, PsgdState]:
         key, choice_key, probe_key = jax.random.split(state.key, 3)
         blocks = jax.tree.map(in_blocks, gradients)
         momentum = optax.tree.update_moment(blocks, state.momentum, b1, 1)
@@ -110,13 +146,14 @@ def psgd(
 
             def of_array(h: jax.Array, v: jax.Array, q: tuple) -> tuple[tuple, jax.Array]:
                 scale = jnp.where(state.steps == 0, _whitening_scale(h, v), 1) ** (1 / len(q))
-                return fit(tuple(scale * factor for factor in q), v, h, step_size)
+                moved, c = fit(tuple(scale * factor for factor in q), v, h, step_size)
+                return optax.tree.where(jnp.any(h != 0), moved, q), c
 
             fitted = jax.tree.map(of_array, blocks, probes, state.factors)
             factors, criteria = (
                 jax.tree.map(lambda _, pair, i=i: pair[i], blocks, fitted) for i in (0, 1)
             )
-            criterion = optax.tree.sum(criteria).astype(state.info["criterion"].dtype)
+            criterion = sum(jax.tree.leaves(criteria), jnp.zeros(()))
             return factors, jax.tree.map(_square, factors), {"criterion": criterion}
 
         chance = update_probability
@@ -136,9 +173,7 @@ def psgd(
         )
         return directions, PsgdState(steps, key, momentum, factors, preconditioners, info)
 
-    return optax.chain(
-        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
-    )
+    return transformation(init, update)
 
 
 def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tuple, jax.Array]:
@@ -159,17 +194,21 @@ def fit(factors: tuple, v: jax.Array, h: jax.Array, step_size: Any) -> tuple[tup
     if len(factors) == 1:
         (q,) = factors
         a, b = q * h, v / q
+        c = jnp.sum(a**2 + b**2)
+        a, b = _scaled(a, b)
         slope, size = a**2 - b**2, jnp.max(a**2 + b**2, initial=0)
-        return (q - step_size * _ratio(slope, size) * q,), jnp.sum(a**2 + b**2)
+        return (q - step_size * _ratio(slope, size) * q,), c
     left, right = factors
     a = left @ h @ right.mT
     b = one_at_a_time(_divided_by_transpose, left, v)
     b = one_at_a_time(_divided_by_transpose, right, b.mT).mT
+    c = jnp.sum(a**2 + b**2)
+    a, b = _scaled(a, b)
     moved = (
         _moved(left, a @ a.mT, b @ b.mT, step_size),
         _moved(right, a.mT @ a, b.mT @ b, step_size),
     )
-    return _balanced(*moved), jnp.sum(a**2 + b**2)
+    return _balanced(*moved), c
 
 
 def criterion(factors: tuple, v: jax.Array, h: jax.Array) -> jax.Array:
@@ -193,12 +232,22 @@ def precondition(preconditioner: tuple, m: jax.Array) -> jax.Array:
 
 def identity_factors(array: jax.Array) -> tuple:
     """Q = I for a vector, or for a stack of matrices ``(k, rows, columns)``."""
-    if array.ndim < 2:
+    if not is_matrix(array):
         return (jnp.ones_like(array),)
     return tuple(
         jnp.broadcast_to(jnp.eye(size, dtype=array.dtype), (len(array), size, size))
         for size in array.shape[1:]
     )
+
+
+def _scaled(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both over the larger of their largest entries, so that squares of squares stay in range."""
+    largest = jnp.maximum(_largest(a), _largest(b))
+    return _ratio(a, largest), _ratio(b, largest)
+
+
+def _largest(array: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(array), initial=0)
 
 
 def _divided_by_transpose(q: jax.Array, v: jax.Array) -> jax.Array:
@@ -229,8 +278,8 @@ def _balanced(left: jax.Array, right: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _whitening_scale(h: jax.Array, v: jax.Array) -> jax.Array:
     """The multiple of Q = I at which hᵀPh = vᵀP⁻¹v."""
-    of_h, of_v = jnp.linalg.norm(h), jnp.linalg.norm(v)
-    return jnp.sqrt(jnp.where((of_h > 0) & (of_v > 0), of_v / of_h, 1))
+    of_h, of_v = (_largest(x) * jnp.linalg.norm(_ratio(x, _largest(x))) for x in (h, v))
+    return jnp.sqrt(jnp.where((of_h > 0) & (of_v > 0), _ratio(of_v, of_h), 1))
 
 
 def _square(q: jax.Array) -> jax.Array:

@@ -16,12 +16,16 @@ def refreshed(due: Any, fresh: Callable[[], Any], old: Any) -> Any:
     Args:
         due: true or false, an array of shape ``()``.
         fresh: gives a tree like ``old``.
-        old: a tree of arrays.
+        old: a tree of arrays, whose types the fresh one takes.
     """
 
     def renewed() -> Any:
         mine = _in_this_run(due)
-        return jax.tree.map(lambda new, was: jnp.where(mine, new, was), fresh(), old)
+        return jax.tree.map(
+            lambda new, was: jnp.where(mine, jnp.astype(new, jnp.result_type(was)), was),
+            fresh(),
+            old,
+        )
 
     return jax.lax.cond(_in_any_run(due), renewed, lambda: old)
 

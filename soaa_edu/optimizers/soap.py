@@ -10,7 +10,9 @@ import optax
 
 from soaa_edu import checks
 from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, second_moments, to_blocks
+from soaa_edu.optimizers.parameters import any_nonzero
 from soaa_edu.optimizers.refreshes import refreshed
+from soaa_edu.optimizers.transformations import alias, transformation
 from soaa_edu.precision import exact_products
 
 
@@ -38,24 +40,58 @@ class SoapState(NamedTuple):
 def soap(
     learning_rate: Any,
     *,
+    weight_decay: Any = 0.0,
+    mask: Any = None,
     b1: Any = 0.95,
     b2: Any = 0.95,
     decay: Any = 0.95,
     eps: Any = 1e-8,
     refresh_every: int | Callable = 10,
     block_size: int = 1024,
-) -> optax.GradientTransformation:
-    """SOAP, an optax transformation (Vyas et al. 2024, algorithm 3).
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP: θ ← θ - α (d + ω θ), d of ``scale_by_soap``, an optax transformation.
+
+    Args:
+        learning_rate: α, a number or an optax schedule.
+        weight_decay: ω, decoupled.
+        mask: of the arrays that decay, as optax has it; all by default.
+        b1: this and the rest as in ``scale_by_soap``.
+        b2: likewise.
+        decay: likewise.
+        eps: likewise.
+        refresh_every: likewise.
+        block_size: likewise.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    core = scale_by_soap(
+        b1=b1, b2=b2, decay=decay, eps=eps, refresh_every=refresh_every, block_size=block_size
+    )
+    return alias(core, learning_rate, weight_decay, mask)
+
+
+def scale_by_soap(
+    *,
+    b1: Any = 0.95,
+    b2: Any = 0.95,
+    decay: Any = 0.95,
+    eps: Any = 1e-8,
+    refresh_every: int | Callable = 10,
+    block_size: int = 1024,
+) -> optax.GradientTransformationExtraArgs:
+    """SOAP's direction, an optax transformation (Vyas et al. 2024, algorithm 3).
 
     For each matrix of parameters with gradient G, and running averages L of GGᵀ and R of GᵀG with
     eigenvectors Q_L and Q_R, Adam runs on the rotated gradient, its second moment V at every step:
 
         G' = Q_Lᵀ G Q_R,   M ← b1 M + (1 - b1) G',   V ← b2 V + (1 - b2) G'²
-        θ ← θ - α Q_L (M̂ / (√V̂ + eps)) Q_Rᵀ
+        d = Q_L (M̂ / (√V̂ + eps)) Q_Rᵀ
 
-    The first bases are exact, and the first step, which the paper skips, is taken: in its own bases
-    G is diagonal, so that θ moves by -α U Wᵀ, G = U Σ Wᵀ. What rounding leaves beside the diagonal
-    counts as zero there, since Adam would take it for as much as the rest.
+    The first bases are exact, of the first gradient that is not zero, and the first step, which the
+    paper skips, is taken: in its own bases G is diagonal, so that θ moves by -α U Wᵀ, G = U Σ Wᵀ.
+    What rounding leaves beside the diagonal counts as zero there, since Adam would take it for as
+    much as the rest.
 
     Later each refresh is one power iteration (algorithm 4), ahead of the step instead of behind it:
     the columns of L Q, sorted by their estimated eigenvalues, are made orthogonal by QR. V's rows
@@ -65,7 +101,6 @@ def soap(
     Vectors get Adam.
 
     Args:
-        learning_rate: α, a number or an optax schedule.
         b1: decay of M.
         b2: decay of V.
         decay: of L and R.
@@ -77,15 +112,13 @@ def soap(
     Raises:
         ValueError: a number out of its range.
     """
-    if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
     if not callable(refresh_every):
-        checks.whole("refresh_every", refresh_every)
-    checks.fraction("b1", b1)
-    checks.fraction("b2", b2)
-    checks.fraction("decay", decay)
-    checks.positive("eps", eps)
-    checks.whole("block_size", block_size)
+        refresh_every = checks.whole("refresh_every", refresh_every)
+    b1 = checks.fraction("b1", b1)
+    b2 = checks.fraction("b2", b2)
+    decay = checks.fraction("decay", decay)
+    eps = checks.positive("eps", eps)
+    block_size = checks.whole("block_size", block_size)
 
     def init(params: Any) -> SoapState:
         zeros = optax.tree.zeros_like(jax.tree.map(lambda p: to_blocks(p, block_size), params))
@@ -100,7 +133,9 @@ def soap(
         )
 
     @exact_products()
-    def update(gradients: Any, state: SoapState, params: Any = None) -> tuple[Any, SoapState]:
+    def update(
+        gradients: Any, state: SoapState, params: Any = None, **_: Any
+    ) -> tuple[Any, SoapState]:
         steps = optax.safe_increment(state.steps)
         blocks = jax.tree.map(lambda g: to_blocks(g, block_size), gradients)
         products = jax.tree.map(second_moments, blocks)
@@ -119,11 +154,13 @@ def soap(
             return bases, jax.tree.map(_rotate, first_moment, bases), second_moment
 
         interval = refresh_every(state.steps) if callable(refresh_every) else refresh_every
-        absent, due = state.since_refresh < 0, state.since_refresh >= interval
+        none_yet, due = state.since_refresh < 0, state.since_refresh >= interval
+        absent = none_yet & any_nonzero(blocks)
         same_bases = state.bases, state.first_moment, state.second_moment
         turned = refreshed(due, turned_bases, same_bases)
         bases, first_moment, second_moment = refreshed(absent, first_bases, turned)
-        since_refresh = optax.safe_increment(jnp.where(absent | due, 0, state.since_refresh))
+        age = optax.safe_increment(jnp.where(absent | due, 0, state.since_refresh))
+        since_refresh = jnp.where(none_yet & ~absent, -1, age)
 
         rotated = jax.tree.map(_rotate, blocks, bases)
         rotated = optax.tree.where(absent, jax.tree.map(_resolved, rotated, bases), rotated)
@@ -137,9 +174,7 @@ def soap(
             steps, since_refresh, first_moment, second_moment, statistics, bases
         )
 
-    return optax.chain(
-        optax.GradientTransformation(init, update), optax.scale_by_learning_rate(learning_rate)
-    )
+    return transformation(init, update)
 
 
 def _rotate(array: jax.Array, bases: tuple) -> jax.Array:

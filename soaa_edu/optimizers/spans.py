@@ -2,7 +2,8 @@
 
 With the inputs and a one for the bias as rows, X̃ = [X, 1] ``(rows, in + 1)``, a change D of the
 input layer's weight and bias acts through X̃ D alone. The gradient and every product with the
-curvature lie in the span of the rows, D = X̃ᵀ A, and nothing is lost by staying there.
+curvature lie in the span of the rows, D = X̃ᵀ A, and nothing is lost by staying there. A layer
+without a bias has X̃ = X.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from soaa_edu.models import Model
+from soaa_edu.models.layers import Model
 from soaa_edu.objective import Objective
 
 INPUTS_TO_A_ROW = 4
@@ -79,8 +80,11 @@ def _reads_rows(objective: Any) -> bool:
 
 
 def _rows(objective: Any, params: Any, batch: Any) -> jax.Array:
-    weight = params[objective.model.input_layer]["weight"]
+    layer = params[objective.model.input_layer]
+    weight = layer["weight"]
     rows = jnp.asarray(batch[0], weight.dtype).reshape(-1, weight.shape[0])
+    if "bias" not in layer:
+        return rows
     return jnp.concatenate([rows, jnp.ones_like(rows[:, :1])], axis=1)
 
 
@@ -99,7 +103,10 @@ def _restricted(
 
     def lift(direction: Any) -> Any:
         change = basis @ direction["seen"]
-        return {**direction["rest"], name: {"weight": change[:-1], "bias": change[-1]}}
+        of_layer = {"weight": change}
+        if "bias" in layer:
+            of_layer = {"weight": change[:-1], "bias": change[-1]}
+        return {**direction["rest"], name: of_layer}
 
     still = jnp.zeros((size, width), basis.dtype)
     return Seen(Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, lift)

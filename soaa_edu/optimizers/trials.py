@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
+from soaa_edu.optimizers.parameters import all_finite, any_nonzero
 
 
 class Trial(NamedTuple):
@@ -15,14 +16,20 @@ class Trial(NamedTuple):
 
     Attributes:
         params: after the step, or before it where it was rejected.
-        reduction_ratio: ρ, the actual over the predicted decrease of the loss; minus infinity
-            where no decrease was predicted or the new loss is not finite.
-        accepted: whether the step was kept: one was predicted, and the loss did not rise.
+        reduction_ratio: ρ, the actual over the predicted decrease of the loss; one where both are
+            within rounding; minus infinity where no decrease was predicted or the new loss is not
+            finite.
+        accepted: whether the step was kept: a decrease was predicted, and the loss did not rise.
+        informative: whether there was something to learn from: the loss before the step and its
+            gradient are finite, and the gradient is not zero or something was predicted.
+        measurable: whether the loss can show what was predicted, or showed a rise.
     """
 
     params: Any
     reduction_ratio: jax.Array
     accepted: jax.Array
+    informative: jax.Array
+    measurable: jax.Array
 
 
 def predicted_decrease(
@@ -37,15 +44,34 @@ def predicted_decrease(
 
 
 def try_step(
-    objective: Callable, params: Any, batch: Any, loss: Any, step: Any, predicted: Any
+    objective: Callable,
+    params: Any,
+    batch: Any,
+    loss: Any,
+    gradient: Any,
+    step: Any,
+    predicted: Any,
 ) -> Trial:
-    """Take a step if it lowers the loss on the batch it was made from."""
+    """Take a step if it lowers the loss on the batch it was made from.
+
+    The loss is rounded. A predicted decrease below ten units of its rounding can't be measured, and
+    such a step is taken unless the loss rises by more than that (Conn, Gould & Toint 2000, §17.4).
+    """
+    rounding = 10 * jnp.finfo(jnp.result_type(loss, jnp.float16)).eps * jnp.abs(loss)
     moved = jax.tree.map(lambda p, s: (p + s).astype(p.dtype), params, step)
-    ratio = (loss - objective(moved, batch)) / predicted
+    decrease = loss - objective(moved, batch)
+    unmeasurable = (predicted > 0) & (predicted <= rounding) & (decrease >= -rounding)
+    ratio = jnp.where(unmeasurable, 1.0, decrease / jnp.where(predicted == 0, 1, predicted))
     ratio = jnp.where((predicted > 0) & jnp.isfinite(ratio), ratio, -jnp.inf)
     accepted = ratio >= 0
-    params = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), moved, params)
-    return Trial(params, ratio, accepted)
+    finite = jnp.isfinite(loss) & all_finite(gradient)
+    return Trial(
+        params=optax.tree.where(accepted, moved, params),
+        reduction_ratio=ratio,
+        accepted=accepted,
+        informative=finite & (any_nonzero(gradient) | (predicted != 0)),
+        measurable=~unmeasurable,
+    )
 
 
 class DampingRule(NamedTuple):
@@ -72,6 +98,10 @@ def levenberg_marquardt(
     the step, before and after it, with the decrease that the undamped model predicted for the step
     as it was taken. A step that raises the loss is rejected.
 
+    A step that teaches nothing about λ must not move it away. Where the gradient is zero, or it or
+    the loss is not finite, λ stays. Where the predicted decrease is below the rounding of the loss,
+    as at a minimum, λ goes back towards ``initial``, by the same factors.
+
     Args:
         initial: the first λ, above zero.
         decrease: below one.
@@ -82,7 +112,7 @@ def levenberg_marquardt(
     Raises:
         ValueError: a number out of its range.
     """
-    checks.positive("initial", initial)
+    initial = checks.positive("initial", initial)
     if not 0 < decrease < 1 < increase:
         raise ValueError(
             f"decrease must be below one and increase above, got {decrease:g} and {increase:g}"
@@ -93,8 +123,25 @@ def levenberg_marquardt(
 
 
 def adapt(rule: DampingRule, damping: jax.Array, ratio: jax.Array) -> jax.Array:
-    """The next λ, never below the smallest number that it can grow from."""
+    """λ after a step with this ρ, in its own type and within what the type can hold."""
     factor = jnp.where(ratio < rule.low, rule.increase, 1.0)
     factor = jnp.where(ratio > rule.high, rule.decrease, factor)
-    smallest = 1e6 * jnp.finfo(damping.dtype).tiny
-    return jnp.maximum(damping * factor.astype(damping.dtype), smallest)
+    return _within_type(damping * factor.astype(damping.dtype))
+
+
+def next_damping(rule: DampingRule, damping: jax.Array, trial: Trial) -> jax.Array:
+    """λ after a trial: by its ρ, back towards where it began, or as it was."""
+    initial = jnp.asarray(rule.initial, damping.dtype)
+    towards = jnp.where(
+        damping < initial,
+        jnp.minimum(damping * jnp.asarray(rule.increase, damping.dtype), initial),
+        jnp.maximum(damping * jnp.asarray(rule.decrease, damping.dtype), initial),
+    )
+    learned = jnp.where(trial.measurable, adapt(rule, damping, trial.reduction_ratio), towards)
+    return jnp.where(trial.informative, learned, damping)
+
+
+def _within_type(damping: jax.Array) -> jax.Array:
+    limits = jnp.finfo(damping.dtype)
+    least, most = 8 * float(limits.tiny), float(limits.max) / 8
+    return jnp.clip(damping, least, most).astype(damping.dtype)

@@ -10,7 +10,9 @@ from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
 from soaa_edu.curvature import check_curvature, curvature_matvec
-from soaa_edu.linear_solvers import lanczos, lanczos_trust_region, ritz, steihaug_cg
+from soaa_edu.linear_solvers.krylov import lanczos, ritz
+from soaa_edu.linear_solvers.subproblems import lanczos_trust_region, steihaug_cg
+from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.trials import try_step
 from soaa_edu.precision import exact_products
@@ -18,6 +20,7 @@ from soaa_edu.precision import exact_products
 CAT_BETA = CAT_THETA = 0.1
 CAT_SHRINK, CAT_GROW = 8.0, 16.0
 CAT_NORM_ITERATIONS = 10
+NOT_YET_CHOSEN = 0.0
 
 
 def trust_region(
@@ -31,7 +34,8 @@ def trust_region(
 ) -> Optimizer:
     """θ ← θ + s, s minimising gᵀs + ½ sᵀCs within ‖s‖ ≤ Δ; kept only if the loss does not rise.
 
-    The radius Δ follows ρ, the actual over the predicted decrease on the batch of the step.
+    The radius Δ follows ρ, the actual over the predicted decrease on the batch of the step. A step
+    that teaches nothing leaves it: one of length zero, or on a batch whose loss is not finite.
 
     ``"classical"`` (Nocedal & Wright 2006, algorithm 4.1): Δ ← ‖s‖/4 where ρ < 1/4; Δ ← 2Δ where
     ρ > 3/4 and ‖s‖ = Δ.
@@ -62,7 +66,7 @@ def trust_region(
     checks.whole("iterations", iterations)
     check_curvature(objective, curvature)
     if radius is not None:
-        checks.positive("radius", radius)
+        radius = checks.positive("radius", radius)
     elif update != "cat":
         raise ValueError(
             'radius=None is the start that CAT chooses: give a radius, or update="cat"'
@@ -72,7 +76,7 @@ def trust_region(
         size = ravel_pytree(gradient)[0].size
         values, _ = ritz(lanczos(matvec, gradient, min(CAT_NORM_ITERATIONS, size)))
         norm = optax.tree.norm(gradient)
-        return jnp.where(norm > 0, 10 * norm / jnp.max(jnp.abs(values)), 1.0)
+        return within_limits(jnp.where(norm > 0, 10 * norm / jnp.max(jnp.abs(values)), 1.0))
 
     def solve(matvec: Callable, gradient: Any, radius: jax.Array) -> Any:
         if subproblem == "lanczos":
@@ -80,7 +84,7 @@ def trust_region(
         return steihaug_cg(matvec, gradient, radius, max_iterations=iterations)
 
     def init(params: Any) -> jax.Array:
-        start = jnp.nan if radius is None else radius
+        start = NOT_YET_CHOSEN if radius is None else radius
         return jnp.asarray(start, ravel_pytree(params)[0].dtype)
 
     @exact_products()
@@ -90,11 +94,11 @@ def trust_region(
         now = state
         if radius is None:
             now = jax.lax.cond(
-                jnp.isnan(state), lambda: first_radius(matvec, gradient), lambda: state
+                state == NOT_YET_CHOSEN, lambda: first_radius(matvec, gradient), lambda: state
             )
         solved = solve(matvec, gradient, now)
         predicted = solved.model_decrease
-        trial = try_step(objective, params, batch, loss, solved.step, predicted)
+        trial = try_step(objective, params, batch, loss, gradient, solved.step, predicted)
         length = optax.tree.norm(solved.step)
         ratio = trial.reduction_ratio
         if update == "classical":
@@ -105,12 +109,11 @@ def trust_region(
             slope = jnp.minimum(
                 optax.tree.norm(gradient), optax.tree.norm(jax.grad(objective)(moved, batch))
             )
-            ratio = ratio * predicted / (predicted + CAT_THETA / 2 * slope * length)
+            share = predicted / (predicted + CAT_THETA / 2 * slope * length)
+            ratio = jnp.where(trial.measurable & (predicted > 0), ratio * share, ratio)
             grown = jnp.maximum(CAT_GROW * length, now)
             following = jnp.where(ratio >= CAT_BETA, grown, now / CAT_SHRINK)
-        smallest_with_a_square = 10 * jnp.sqrt(jnp.finfo(now.dtype).tiny)
-        following = jnp.maximum(jnp.where(length > 0, following, now), smallest_with_a_square)
-        ratio = jnp.where(length > 0, ratio, -jnp.inf)
+        following = jnp.where(trial.informative, within_limits(following), state)
         return (
             trial.params,
             following,
@@ -124,4 +127,10 @@ def trust_region(
             },
         )
 
-    return Optimizer(init, step, objective)
+    return in_float32(Optimizer(init, step, objective))
+
+
+def within_limits(radius: jax.Array) -> jax.Array:
+    """The radius, at least and at most what its type can still square."""
+    limits = jnp.finfo(radius.dtype)
+    return jnp.clip(radius, 10 * float(limits.tiny) ** 0.5, float(limits.max) ** 0.5 / 10)

@@ -10,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from soaa_edu import checks
-from soaa_edu.data import Dataset
-from soaa_edu.objective import Objective, counts
+from soaa_edu.data import Dataset, count_rows
+from soaa_edu.objective import Objective, counts, weights_of
+
+MEASURED_AT_ONCE = 10_000
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -63,7 +65,29 @@ def run_epoch(
 
 
 def measure(objective: Callable, params: Any, batch: Any) -> tuple[Any, Any]:
-    """Loss and share of right answers; ``nan`` for the second where targets are not labels."""
+    """Loss and share of right answers; ``nan`` for the second where targets are not labels.
+
+    More than ``MEASURED_AT_ONCE`` rows are taken in parts, to bound the memory.
+    """
+    rows = count_rows(batch)
+    if rows <= MEASURED_AT_ONCE:
+        return _measure_at_once(objective, params, batch)
+
+    def sums(part: Any) -> jax.Array:
+        examples = jnp.sum(weights_of(getattr(objective, "loss", None), part[1]))
+        return jnp.array([examples * told for told in _measure_at_once(objective, params, part)])
+
+    whole = rows - rows % MEASURED_AT_ONCE
+    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, MEASURED_AT_ONCE, *x.shape[1:]), batch)
+    total = jnp.sum(jax.lax.map(sums, parts), axis=0)
+    if whole < rows:
+        total += sums(jax.tree.map(lambda x: x[whole:], batch))
+    examples = jnp.sum(weights_of(getattr(objective, "loss", None), batch[1]))
+    loss, accuracy = total / jnp.maximum(examples, 1)
+    return loss, accuracy
+
+
+def _measure_at_once(objective: Callable, params: Any, batch: Any) -> tuple[Any, Any]:
     if not isinstance(objective, Objective):
         return objective(params, batch), jnp.nan
     inputs, targets = batch
@@ -75,7 +99,7 @@ def check_run(data: Dataset, epochs: int, batch_size: int, devices: int = 1) -> 
     """Raise a ``ValueError`` unless there is at least one batch, which the devices can share."""
     checks.whole("epochs", epochs)
     checks.whole("batch_size", batch_size)
-    examples = len(data.train[0])
+    examples = count_rows(data.train[0])
     if batch_size > examples:
         raise ValueError(
             f"a batch of {batch_size} is larger than the {examples} training examples: "
@@ -88,11 +112,12 @@ def check_run(data: Dataset, epochs: int, batch_size: int, devices: int = 1) -> 
         )
 
 
-def on_device(pair: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-    """Inputs and as many targets as arrays."""
-    inputs, targets = (jnp.asarray(array) for array in pair)
-    if len(inputs) != len(targets):
-        raise ValueError(f"{len(inputs)} inputs need as many targets, got {len(targets)}")
+def on_device(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Inputs and as many targets, their leaves as arrays."""
+    inputs, targets = jax.tree.map(jnp.asarray, tuple(pair))
+    of_inputs, of_targets = count_rows(inputs), count_rows(targets)
+    if of_inputs != of_targets:
+        raise ValueError(f"{of_inputs} inputs need as many targets, got {of_targets}")
     return inputs, targets
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from soaa_edu.data import Dataset
+from soaa_edu.data import Dataset, count_rows
 from soaa_edu.optimizers import Optimizer
 from soaa_edu.training.dry_run import filled, is_quick, note, rehearsing, shortened
 from soaa_edu.training.epoch import (
@@ -98,9 +98,9 @@ def sweep(
     data_sets = copied_to(mesh, (train_set, test_set))
     start = params if callable(params) else strongly_typed(params)
     of_keys = _stacked(
-        [_beginning(start, key, epochs, len(train_set[0]), batch_size) for key in keys]
+        [_beginning(start, key, epochs, count_rows(train_set[0]), batch_size) for key in keys]
     )
-    steps = epochs * (len(train_set[0]) // batch_size)
+    steps = epochs * (count_rows(train_set[0]) // batch_size)
 
     results = {}
     for fixed, places in _by_program(points).items():

@@ -21,6 +21,7 @@ class History(NamedTuple):
         seconds: of each epoch's steps, compilation and evaluation left out, ``(epochs,)``.
         params: at the end.
         info: whatever else the method told at each step, name -> ``(steps,)``.
+        state: the optimizer's at the end, from which ``train(..., resume=history)`` goes on.
     """
 
     loss: np.ndarray
@@ -29,6 +30,7 @@ class History(NamedTuple):
     seconds: np.ndarray
     params: Any
     info: dict[str, np.ndarray]
+    state: Any = None
 
     @property
     def diverged_at(self) -> int | None:
@@ -43,8 +45,12 @@ class History(NamedTuple):
         return None if sound else len(self.loss)
 
     def save(self, path: Path | str) -> None:
-        """Write everything, with its provenance, to an ``.npz`` file, whole or not at all."""
-        save_tree(path, self._asdict(), provenance())
+        """Write everything but the state, with its provenance, to an ``.npz`` file, whole or not.
+
+        To go on another day, save ``(history.params, history.state)`` too, with a library made for
+        it, such as ``equinox.tree_serialise_leaves`` or Orbax.
+        """
+        save_tree(path, self._replace(state=None)._asdict(), provenance())
 
     @classmethod
     def load(cls, path: Path | str) -> "History":

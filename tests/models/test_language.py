@@ -252,6 +252,7 @@ def test_activations_of_bfloat16_are_close_and_leave_the_logits_in_float32(
 
     expected, found, layer_inputs = forward(params, tokens)
     assert found.dtype == np.float32
+    assert layer_inputs.pop("embedding").dtype == tokens.dtype
     assert {signal.dtype for signal in layer_inputs.values()} == {np.dtype(jnp.bfloat16)}
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.05

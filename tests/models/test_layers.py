@@ -44,6 +44,8 @@ def test_layer_inputs_and_tap_gradients_give_every_weights_gradient(drawn, rng, 
         outputs, layer_inputs = model.forward(params, inputs, taps)
         return soaa_edu.softmax_cross_entropy(outputs, labels), layer_inputs
 
+    for layer in model.embeddings:
+        seen[layer] = jax.eval_shape(lambda ids: ids[..., None], seen[layer])
     taps = {
         layer: np.zeros((*seen[layer].shape[:-1], params[layer]["weight"].shape[1]))
         for layer in model.dense_layers
@@ -51,7 +53,11 @@ def test_layer_inputs_and_tap_gradients_give_every_weights_gradient(drawn, rng, 
     differentiate = jax.jit(jax.grad(tapped, argnums=(0, 1), has_aux=True))
     (gradient, signals), layer_inputs = differentiate(params, taps)
     for layer in model.dense_layers:
-        places = layer_inputs[layer].reshape(-1, params[layer]["weight"].shape[0])
+        width = params[layer]["weight"].shape[0]
+        places = layer_inputs[layer]
+        if layer in model.embeddings:
+            places = np.eye(width)[places]
+        places = places.reshape(-1, width)
         signal = signals[layer].reshape(len(places), -1)
         weight, bias = places.T @ signal, signal.sum(axis=0)
         np.testing.assert_allclose(gradient[layer]["weight"], weight, atol=1e-14)
@@ -78,7 +84,8 @@ def test_float32_stays_float32(rng, name):
     params = jax.eval_shape(model.init, jax.random.key(0))
     inputs = inputs_for(name, rng)
     inputs = inputs.astype(np.float32) if name in WIDTHS else inputs
-    signals = jax.tree.leaves(jax.eval_shape(model.forward, params, inputs, {}))
+    outputs, seen = jax.eval_shape(model.forward, params, inputs, {})
+    signals = [outputs, *(seen[layer] for layer in seen if layer not in model.embeddings)]
     assert {signal.dtype for signal in signals} == {np.dtype(np.float32)}
 
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from soaa_edu.matrix_roots import inverse_root
+from soaa_edu.linear_solvers import inverse_root
 from soaa_edu.optimizers.blocks import (
     from_blocks,
     inverse_roots,

@@ -45,23 +45,24 @@ def test_the_predicted_decrease_is_the_quadratic_models(float64, rng):
 def test_a_step_is_kept_where_a_decrease_was_predicted_and_the_loss_did_not_rise(
     step, predicted, after, ratio, accepted
 ):
-    trial = try_step(parabola, jnp.array([2.0]), NOTHING, 4.0, jnp.array([step]), predicted)
+    trial = try_step(
+        parabola, jnp.array([2.0]), NOTHING, 4.0, jnp.ones(1), jnp.array([step]), predicted
+    )
     np.testing.assert_array_equal(trial.params, [after])
     assert trial.reduction_ratio == pytest.approx(ratio)
     assert bool(trial.accepted) is accepted
 
 
 def test_a_loss_of_nan_after_the_step_rejects_it():
-    trial = try_step(
-        lambda p, batch: jnp.log(p), jnp.array(1.0), NOTHING, 0.0, jnp.array(-2.0), jnp.array(1.0)
-    )
+    start, gradient, step = jnp.array(1.0), jnp.array(1.0), jnp.array(-2.0)
+    trial = try_step(lambda p, batch: jnp.log(p), start, NOTHING, 0.0, gradient, step, 1.0)
     assert (trial.params, trial.reduction_ratio, trial.accepted) == (1.0, -np.inf, False)
 
 
 def test_a_trial_keeps_the_form_and_the_type_of_the_parameters():
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": [jnp.zeros(())]}
     step = jax.tree.map(lambda p: -0.5 * jnp.ones(p.shape), params)
-    trial = try_step(parabola, params, NOTHING, 2.0, step, 1.0)
+    trial = try_step(parabola, params, NOTHING, 2.0, params, step, 1.0)
     assert [p.dtype for p in jax.tree.leaves(trial.params)] == [jnp.bfloat16, np.float32]
     assert trial.reduction_ratio == pytest.approx(2.0 - 0.5 - 0.25)
 

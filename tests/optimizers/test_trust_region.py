@@ -67,7 +67,7 @@ def sixty_steps(start, radius, batch, update, subproblem):
 def travel(problem, start, radius, update="classical", subproblem="lanczos"):
     """The parameters and the radius before each of sixty steps, and the infos."""
     start = jnp.asarray(start, float)
-    first = jnp.asarray(np.nan if radius is None else radius, start.dtype)
+    first = jnp.asarray(0.0 if radius is None else radius, start.dtype)
     batch = jnp.int32(LANDSCAPES.index(problem))
     return sixty_steps(start, first, batch, update, subproblem)
 

@@ -7,10 +7,20 @@ import optax
 import pytest
 import scipy.special
 
-from soaa_edu import Objective, Optimizer, first_order, softmax_cross_entropy, train
+from soaa_edu import (
+    Objective,
+    Optimizer,
+    first_order,
+    kfac,
+    psgd,
+    soaa,
+    softmax_cross_entropy,
+    train,
+)
 from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
 from soaa_edu.problems import random_quadratic, rosenbrock, saddle
+from soaa_edu.training import epoch
 
 MODEL = mlp([3, 4])
 OBJECTIVE = Objective(MODEL, softmax_cross_entropy)
@@ -273,3 +283,70 @@ def test_a_random_key_may_live_in_an_optimizers_state(rng):
     noisy = first_order(OBJECTIVE, optax.noisy_sgd(0.1, key=jax.random.key(3)))
     history = quiet(noisy, zeros(), draw(rng, 8), epochs=2, batch_size=4)
     assert history.diverged_at is None
+
+
+@pytest.mark.parametrize("name", ["kfac", "psgd", "soaa"])
+def test_a_run_that_is_stopped_and_resumed_is_one_that_was_not(rng, name):
+    optimizer = {
+        "kfac": lambda: kfac(OBJECTIVE, learning_rate=0.1, damping=0.1),
+        "psgd": lambda: first_order(OBJECTIVE, psgd(0.01)),
+        "soaa": lambda: first_order(OBJECTIVE, soaa(0.01, total_steps=16)),
+    }[name]()
+    data = draw(rng, 24, 8)
+    train_it = partial(quiet, optimizer, MODEL.init(KEY), data, batch_size=6)
+    whole, first = train_it(epochs=4), train_it(epochs=2)
+    resumed = train_it(epochs=4, resume=first)
+    for field in ("loss", "test_loss", "test_accuracy"):
+        np.testing.assert_array_equal(getattr(resumed, field), getattr(whole, field))
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    jax.tree.map(np.testing.assert_array_equal, resumed.info, whole.info)
+
+
+def test_what_cannot_be_resumed_is_refused(rng):
+    optimizer, data = first_order(OBJECTIVE, optax.sgd(0.1)), draw(rng, 12)
+    train_it = partial(quiet, optimizer, zeros(), data, batch_size=6)
+    history = train_it(epochs=2)
+    with pytest.raises(ValueError, match="has 2 epochs already"):
+        train_it(epochs=2, resume=history)
+    with pytest.raises(ValueError, match="no optimizer state to resume from"):
+        train_it(epochs=3, resume=history._replace(state=None))
+    with pytest.raises(ValueError, match="diverged at step 1: start anew"):
+        broken = history._replace(loss=np.array([1, np.nan, 1, 1]))
+        train_it(epochs=3, resume=broken)
+
+
+def test_a_large_test_set_is_measured_in_parts(rng, monkeypatch):
+    inputs, labels = rng.normal(size=(37, 3)), rng.integers(-1, 4, size=37)
+    params = MODEL.init(KEY)
+    whole = epoch.measure(OBJECTIVE, params, (jnp.asarray(inputs), jnp.asarray(labels)))
+    monkeypatch.setattr(epoch, "MEASURED_AT_ONCE", 10)
+    parts = epoch.measure(OBJECTIVE, params, (jnp.asarray(inputs), jnp.asarray(labels)))
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_dicts_of_arrays_are_cut_into_batches(rng):
+    def loss(params, batch):
+        inputs, targets = batch
+        return jnp.mean((inputs["x"] @ params + inputs["y"] - targets) ** 2)
+
+    x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
+    optimizer = first_order(loss, optax.sgd(0.1))
+    data = Dataset(({"x": x, "y": y}, y), ({"x": x, "y": y}, y))
+    history = quiet(optimizer, jnp.ones(3), data, epochs=2, batch_size=4)
+    assert history.test_loss[1] < history.test_loss[0]
+    uneven = Dataset(({"x": x, "y": y[:5]}, y))
+    with pytest.raises(ValueError, match=r"one length along their first axis, got \[5, 8\]"):
+        quiet(optimizer, jnp.ones(3), uneven, epochs=1, batch_size=4)
+
+
+def test_an_objective_that_has_no_hash_is_measured_too(rng):
+    class Ridge:
+        __hash__ = None
+
+        def __call__(self, params, batch):
+            return jnp.mean((batch[0] @ params - batch[1]) ** 2) + 0.1 * jnp.sum(params**2)
+
+    pair = rng.normal(size=(8, 3)), rng.normal(size=8)
+    optimizer = first_order(Ridge(), optax.sgd(0.1))
+    history = quiet(optimizer, jnp.ones(3), Dataset(pair, pair), epochs=2, batch_size=4)
+    assert np.all(np.isfinite(history.test_loss))

@@ -23,5 +23,16 @@ def encode(text: str) -> np.ndarray:
 
 
 def decode(ids: np.ndarray) -> str:
-    """The text of a row of ids ``(n,)``, the four symbols as ``·``, ``█``, ``▸`` and ``�``."""
-    return "".join(_GLYPHS[np.asarray(ids)])
+    """The text of a row of ids ``(n,)``, the four symbols as ``·``, ``█``, ``▸`` and ``�``.
+
+    Raises:
+        ValueError: an id that stands for nothing, such as the -1 of a target that does not count.
+    """
+    row = np.asarray(ids)
+    strange = row[(row < 0) | (row >= VOCABULARY)]
+    if strange.size:
+        raise ValueError(
+            f"{strange.flat[0]} is no id, which go from 0 to {VOCABULARY - 1}: decode the inputs, "
+            "or leave out the targets of -1, which don't count"
+        )
+    return "".join(_GLYPHS[row])

@@ -5,8 +5,7 @@ import pytest
 from jaxprs import operations
 from scipy.linalg import fractional_matrix_power
 
-from soaa_edu import matrix_roots
-from soaa_edu.matrix_roots import coupled_newton, inverse_root, inverse_root_by_products
+from soaa_edu.linear_solvers import coupled_newton, inverse_root, inverse_root_by_products, roots
 
 
 def definite(rng, size, condition=1e3):
@@ -136,13 +135,13 @@ def test_the_largest_eigenvalue_is_found_among_many_near_it(rng):
 
 def decompositions(monkeypatch):
     """A list that grows by one with every decomposition of an inverse root that runs."""
-    ran, plain = [], matrix_roots.inverse_root
+    ran, plain = [], roots.inverse_root
 
     def counted(matrix, exponent, ridge):
         jax.debug.callback(lambda _: ran.append(matrix.shape), matrix[0, 0])
         return plain(matrix, exponent, ridge)
 
-    monkeypatch.setattr(matrix_roots, "inverse_root", counted)
+    monkeypatch.setattr(roots, "inverse_root", counted)
     return ran
 
 

@@ -1,0 +1,323 @@
+"""Networks of other libraries as models: Flax's Linen and NNX, and Equinox.
+
+A layer is what holds arrays, and its name its path in the network, ``"."`` for the network itself.
+Dense layers are Linen's ``Dense``, NNX's ``Linear`` and Equinox's ``Linear``, not what is derived
+from them. Whatever else holds arrays keeps them under their own names; K-FAC has a diagonal for it.
+
+A library is imported where it is needed: none has to be there.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+
+from soaa_edu.models.layers import Model, Params
+from soaa_edu.models.marks import layers_marked_in, marked, run_marked
+
+
+def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
+    """A Linen module as a model: ``from_linen(Net(), images[:1])``.
+
+    Layers are named like ``Dense_0`` and ``block/Dense_1``; the dense ones are listed as called.
+
+    Args:
+        module: takes a batch.
+        example_inputs: a batch of any size, for the shapes.
+        **options: what a call of the module takes besides, such as ``train=False``.
+
+    Raises:
+        ImportError: Flax is not installed.
+        ValueError: no dense layer, one of a use that K-FAC can't take (see ``run_marked``), state
+            such as that of a batch norm, or dropout.
+    """
+    nn = _library("flax", "flax.linen")
+    errors = _library("flax", "flax.errors")
+    example_inputs = jnp.asarray(example_inputs)
+
+    def variables(key: jax.Array) -> Any:
+        return nn.unbox(module.init(key, example_inputs, **options))
+
+    abstract = jax.eval_shape(variables, jax.random.key(0))
+    _check_state("from_linen", set(abstract) - {"params"})
+    layout = _layout(abstract.get("params", {}), "/")
+    layers = layout.split(abstract.get("params", {}))
+    plain = _plain(layers, "kernel")
+
+    def intercept(call: Callable, args: Any, keywords: Any, context: Any) -> Any:
+        name = "/".join(context.module.path) or "."
+        if type(context.module) is nn.Dense and context.method_name == "__call__" and name in plain:
+            return marked(name, call, *args, **keywords)
+        return call(*args, **keywords)
+
+    def apply(layers: Params, inputs: Any) -> Any:
+        with nn.intercept_methods(intercept):
+            return module.apply({"params": layout.join(layers)}, inputs, **options)
+
+    try:
+        program = jax.make_jaxpr(apply)(layers, example_inputs)
+    except errors.InvalidRngError as error:
+        raise ValueError(_without_dropout("from_linen", "give it deterministic=True")) from error
+    dense = tuple(dict.fromkeys(layers_marked_in(program)))
+    _check_dense("from_linen", "flax.linen.Dense", dense)
+
+    def init(key: jax.Array) -> Params:
+        return _changed(layout.split(variables(key)["params"]), dense, _kernel_as_weight)
+
+    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
+
+    jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), example_inputs, {})
+    return Model(init, forward, dense)
+
+
+def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
+    """An NNX module as a model: ``from_nnx(lambda key: Net(nnx.Rngs(key)))``.
+
+    Layers are named like ``head`` and ``layers.0``; the dense ones are listed by their names.
+
+    Args:
+        make: key -> a module that takes a batch.
+
+    Raises:
+        ImportError: Flax is not installed.
+        ValueError: no dense layer, or state such as that of a batch norm; at the first call, a
+            dense layer of a use that K-FAC can't take (see ``run_marked``), or dropout.
+    """
+    nnx = _library("flax", "flax.nnx")
+
+    def arrays(module: Any) -> Any:
+        return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+    module = make(jax.random.key(0))
+    layout = _layout(arrays(module), ".")
+    dense = _mark_nnx(module, _plain(layout.split(arrays(module)), "kernel"))
+    _check_dense("from_nnx", "flax.nnx.Linear", dense)
+    graph, _, random, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    _check_state("from_nnx", {type(variable).__name__ for _, variable in nnx.to_flat_state(state)})
+    random = nnx.to_pure_dict(random)
+
+    def apply(layers: Params, inputs: Any) -> Any:
+        return nnx.merge(graph, layout.join(layers), random)(inputs)
+
+    def init(key: jax.Array) -> Params:
+        return _changed(layout.split(arrays(make(key))), dense, _kernel_as_weight)
+
+    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
+
+    return Model(init, forward, dense)
+
+
+def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
+    """An Equinox module as a model: ``from_equinox(lambda key: eqx.nn.MLP(4, 3, 8, 1, key=key))``.
+
+    Layers are named like ``head`` and ``layers.0``; the dense ones are listed as they are defined.
+    Equinox has a weight ``(out, in)``, the model its transpose. A ``Linear`` of scalars is no dense
+    layer.
+
+    Args:
+        make: key -> a module that takes one example. The model maps it over the batch.
+
+    Raises:
+        ImportError: Equinox is not installed.
+        ValueError: no dense layer, state such as that of a batch norm, or dropout; at the first
+            call, a dense layer of a use that K-FAC can't take (see ``run_marked``).
+    """
+    eqx = _library("equinox", "equinox")
+
+    def is_dense(node: Any) -> bool:
+        return (
+            type(node) is eqx.nn.Linear
+            and "scalar" not in (node.in_features, node.out_features)
+            and all(eqx.is_inexact_array(a) or a is None for a in (node.weight, node.bias))
+            and jnp.ndim(node.weight) == 2
+        )
+
+    def arrays(module: Any) -> Any:
+        return eqx.filter(module, eqx.is_inexact_array)
+
+    module = make(jax.random.key(0))
+    _check_equinox(module)
+    layout = _layout(arrays(module), ".")
+    nodes, _ = tree_flatten_with_path(module, is_leaf=is_dense)
+    dense = tuple(_name(path, ".") for path, node in nodes if is_dense(node))
+    _check_dense("from_equinox", "equinox.nn.Linear", dense)
+    rest = eqx.filter(module, eqx.is_inexact_array, inverse=True)
+
+    def apply(layers: Params, inputs: Any) -> Any:
+        module = eqx.combine(layout.join(layers), rest)
+
+        def example(row: Any, zero: Any) -> Any:
+            def mark(path: Any, node: Any) -> Any:
+                return _marked_equinox()(node, zero, _name(path, ".")) if is_dense(node) else node
+
+            return tree_map_with_path(mark, module, is_leaf=is_dense)(row)
+
+        return jax.vmap(example)(inputs, jnp.zeros(len(inputs)))
+
+    def init(key: jax.Array) -> Params:
+        return _changed(layout.split(arrays(make(key))), dense, _transposed)
+
+    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return run_marked(apply, _changed(params, dense, _transposed), inputs, taps, dense)
+
+    return Model(init, forward, dense)
+
+
+class _Layout(NamedTuple):
+    """Where a library has its arrays: a tree, and the layer and the name of each of its leaves."""
+
+    structure: Any
+    places: list[tuple[str, str]]
+
+    def split(self, tree: Any) -> Params:
+        """The tree's arrays by layers."""
+        layers: Params = {}
+        for (layer, name), array in zip(self.places, jax.tree.leaves(tree), strict=True):
+            layers.setdefault(layer, {})[name] = array
+        return layers
+
+    def join(self, layers: Params) -> Any:
+        """The tree of the layers' arrays."""
+        return jax.tree.unflatten(self.structure, [layers[layer][n] for layer, n in self.places])
+
+
+def _layout(tree: Any, separator: str) -> _Layout:
+    leaves, structure = tree_flatten_with_path(tree)
+    places = [(_name(path[:-1], separator), _name(path[-1:], separator)) for path, _ in leaves]
+    return _Layout(structure, places)
+
+
+def _name(path: Any, separator: str) -> str:
+    return keystr(path, simple=True, separator=separator) or "."
+
+
+def _plain(layers: Params, weight: str) -> set[str]:
+    """The names of the layers that hold a matrix called ``weight``, and nothing but a bias more."""
+    return {
+        name
+        for name, layer in layers.items()
+        if set(layer) | {"bias"} == {weight, "bias"} and layer[weight].ndim == 2
+    }
+
+
+def _changed(layers: Params, dense: tuple[str, ...], change: Callable) -> Params:
+    return {name: change(layer) if name in dense else layer for name, layer in layers.items()}
+
+
+def _kernel_as_weight(layer: dict[str, Any]) -> dict[str, Any]:
+    return {"weight" if name == "kernel" else name: array for name, array in layer.items()}
+
+
+def _weight_as_kernel(layer: dict[str, Any]) -> dict[str, Any]:
+    return {"kernel" if name == "weight" else name: array for name, array in layer.items()}
+
+
+def _transposed(layer: dict[str, Any]) -> dict[str, Any]:
+    return {name: jnp.transpose(array) for name, array in layer.items()}
+
+
+def _library(name: str, module: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} can't be imported: pip install {name}") from error
+
+
+def _check_dense(caller: str, kind: str, dense: tuple[str, ...]) -> None:
+    if not dense:
+        raise ValueError(
+            f"{caller} found no dense layer, and K-FAC needs one {kind} at least: add one, or take "
+            "another method, whose Objective takes any function of parameters and inputs"
+        )
+
+
+def _check_state(caller: str, kinds: set[str]) -> None:
+    if kinds:
+        raise ValueError(
+            f"{caller} carries no state, and this module keeps {', '.join(sorted(kinds))}, in "
+            "inference mode too: take a layer without, such as LayerNorm for BatchNorm"
+        )
+
+
+def _without_dropout(caller: str, remedy: str) -> str:
+    return f"{caller} runs a module without random numbers, and this one draws some: {remedy}"
+
+
+def _mark_nnx(module: Any, plain: set[str]) -> tuple[str, ...]:
+    """Make the module mark its dense layers and draw nothing; the names of these layers."""
+    nnx = _library("flax", "flax.nnx")
+    dense = []
+    for path, node in list(nnx.iter_graph(module)):
+        name = ".".join(map(str, path)) or "."
+        if type(node) is nnx.Linear and name in plain:
+            node.__class__, node.layer_name = _marked_nnx(), name
+            dense.append(name)
+        elif type(node) is nnx.RngStream:
+            node.__class__ = _silent_nnx()
+    return tuple(dense)
+
+
+@cache
+def _marked_nnx() -> Any:
+    base: Any = _library("flax", "flax.nnx").Linear
+
+    class MarkedLinear(base):
+        def __call__(self, inputs: Any, *options: Any, **named: Any) -> Any:
+            call = super().__call__
+            return marked(self.layer_name, lambda seen: call(seen, *options, **named), inputs)
+
+    return MarkedLinear
+
+
+@cache
+def _silent_nnx() -> Any:
+    base: Any = _library("flax", "flax.nnx").RngStream
+
+    class SilentStream(base):
+        def __call__(self) -> Any:
+            raise ValueError(_without_dropout("from_nnx", "have make call module.eval()"))
+
+    return SilentStream
+
+
+def _check_equinox(module: Any) -> None:
+    eqx = _library("equinox", "equinox")
+    kinds = eqx.nn.StateIndex | eqx.nn.Dropout
+    nodes = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, kinds))
+    state = any(isinstance(node, eqx.nn.StateIndex) for node in nodes)
+    _check_state("from_equinox", {"StateIndex"} if state else set())
+    for node in nodes:
+        if isinstance(node, eqx.nn.Dropout) and not node.inference and node.p > 0:
+            remedy = "have make return equinox.nn.inference_mode(module)"
+            raise ValueError(_without_dropout("from_equinox", remedy))
+
+
+@cache
+def _marked_equinox() -> Any:
+    eqx = _library("equinox", "equinox")
+
+    base: Any = eqx.Module
+
+    class MarkedLinear(base):
+        """A layer that marks itself, its inputs one for each example by a zero of its own."""
+
+        layer: Any
+        zero: Any
+        layer_name: str = eqx.field(static=True)
+
+        def __call__(self, inputs: Any, *, key: Any = None) -> Any:
+            own = inputs + self.zero.astype(inputs.dtype)
+            return marked(self.layer_name, self.layer, own)
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "layer":
+                raise AttributeError(name)
+            return getattr(self.layer, name)
+
+    return MarkedLinear
