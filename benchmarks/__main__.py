@@ -14,6 +14,7 @@ NAMES = (
     "adam_steps",
     "hessian_products",
     "linear_solvers",
+    "classic_functions",
 )
 
 

@@ -3,10 +3,12 @@
 import time
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from benchmarks import gpu
+from benchmarks import classic_functions, gpu
 
 
 def test_programs_compile_in_threads_and_what_fails_or_is_late_is_told(capsys):
@@ -55,3 +57,18 @@ def test_a_root_is_timed_on_positive_definite_matrices():
     root = np.asarray(make()())
     assert np.isfinite(root).all()
     assert (np.linalg.eigvalsh(root) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["rosenbrock", "helical_valley", "wood"])
+def test_a_trust_region_ends_where_scipys_does_in_half_as_many_iterations_more_at_most(name):
+    residuals = getattr(classic_functions, name)
+    with jax.enable_x64(True):
+        start = jnp.asarray(classic_functions.FUNCTIONS[residuals])
+
+        def f(x):
+            return jnp.sum(jnp.square(jnp.array(residuals(x))))
+
+        theirs, their_count = classic_functions.by_scipy(f, start)
+        ours, our_count = classic_functions.by_trust_region(f, start, theirs)
+    assert ours <= theirs + 1e-10
+    assert our_count <= 1.5 * their_count

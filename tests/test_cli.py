@@ -219,3 +219,14 @@ def test_the_doctor_names_every_broken_data_file(no_data, capsys):
 def test_a_study_without_its_data_gets_a_message_and_status_2(no_data, folder, capsys):
     assert cli.main(["reproduce", "newton_on_mnist"]) == 2
     assert "train-images-idx3-ubyte.gz is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_claims_are_told_in_any_encoding(encoding):
+    done = subprocess.run(
+        [sys.executable, "-m", "soaa_edu", "claims", "S4"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.decode(encoding)) > 100

@@ -345,3 +345,76 @@ def test_lanczos_takes_pytrees_and_forgets_the_starts_length(system):
 def test_lanczos_takes_from_one_to_n_iterations(iterations):
     with pytest.raises(ValueError, match="iterations"):
         lanczos(lambda v: v, jnp.ones(3), iterations)
+
+
+def ill_conditioned(rng, size=400, smallest=1e-4):
+    q, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    matrix = (q * np.geomspace(smallest, 1, size)) @ q.T
+    return matrix.astype(np.float32), rng.normal(size=size).astype(np.float32)
+
+
+def test_cg_stops_where_rounding_alone_is_left_and_says_how_far_it_came(rng):
+    matrix, b = ill_conditioned(rng)
+    found = conjugate_gradient(
+        lambda v: jnp.asarray(matrix) @ v, jnp.asarray(b), max_iterations=3000
+    )
+    exact = b - matrix.astype(np.float64) @ np.asarray(found.solution, np.float64)
+    assert found.iterations < 1000
+    assert 1e-5 * np.linalg.norm(b) < found.residual_norm
+    assert found.residual_norm == pytest.approx(np.linalg.norm(exact), rel=0.5)
+    assert found.residual_norm < 1e-3 * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e-12, 1e-20, 1e-30])
+def test_cg_with_a_start_tells_the_true_residual_of_any_right_hand_side(size):
+    diagonal, b = jnp.array([1.0, 2.0, 3.0]), size * jnp.array([1.0, -2.0, 1.0])
+    found = conjugate_gradient(
+        lambda v: diagonal * v, b, x0=jnp.ones(3), max_iterations=50, tolerance=1e-5
+    )
+    exact = np.float64(b) - np.float64(diagonal) * np.float64(found.solution)
+    assert np.linalg.norm(exact) < 1e-6
+    told = float(found.residual_norm)
+    assert np.linalg.norm(exact) <= 2 * told or told <= 1e-5 * np.linalg.norm(np.float64(b))
+
+
+def test_cg_is_differentiated_in_b_and_in_the_matrix(float64, rng):
+    half = rng.normal(size=(6, 6))
+    matrix, b = jnp.asarray(half @ half.T + np.eye(6)), jnp.asarray(rng.normal(size=6))
+
+    def by_cg(matrix, b, start=None):
+        found = conjugate_gradient(
+            lambda v: {"x": matrix @ v["x"]},
+            {"x": b},
+            max_iterations=60,
+            tolerance=1e-14,
+            x0=None if start is None else {"x": start},
+        )
+        return jnp.sum(jnp.sin(found.solution["x"]))
+
+    def exact(matrix, b):
+        return jnp.sum(jnp.sin(jnp.linalg.solve(matrix, b)))
+
+    expected = jax.grad(exact, argnums=(0, 1))(matrix, b)
+    for start in (None, jnp.ones(6)):
+        found = jax.grad(by_cg, argnums=(0, 1))(matrix, b, start)
+        symmetric = (found[0] + found[0].T) / 2, found[1]
+        wanted = (expected[0] + expected[0].T) / 2, expected[1]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-8), symmetric, wanted)
+
+
+def test_lanczos_finds_the_other_end_behind_an_outlier():
+    values = jnp.linspace(0.0, 1.0, 30_000).at[-1].set(1e3).at[0].set(-3.0)
+    start = jax.random.normal(jax.random.key(0), values.shape)
+    found = jax.jit(lambda s: lanczos(lambda v: values * v, s, 20))(start)
+    assert np.count_nonzero(found.off_diagonal == 0) == 0
+    assert ritz(found)[0][0] == pytest.approx(-3, rel=1e-3)
+
+
+def test_lanczos_still_ends_where_the_space_does(rng):
+    thin = rng.normal(size=(40, 6)).astype(np.float32)
+    matrix = jnp.asarray(thin @ thin.T)
+    found = jax.jit(lambda s: lanczos(lambda v: matrix @ v, s, 20))(jnp.ones(40))
+    gram = found.vectors @ found.vectors.T
+    np.testing.assert_allclose(gram, np.eye(20), atol=1e-5)
+    assert np.count_nonzero(found.off_diagonal < 1e-3) >= 10
+    np.testing.assert_allclose(ritz(found)[0][-6:], np.linalg.eigvalsh(thin.T @ thin), rtol=1e-4)

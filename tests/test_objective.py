@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from soaa_edu import Objective, softmax_cross_entropy, squared_error
+from soaa_edu import Loss, Objective, softmax_cross_entropy, squared_error
 
 SHAPES = [(6, 4), (3, 2, 4)]
 
@@ -141,3 +141,36 @@ def test_the_gaussian_covariance_is_the_identity_over_the_squared_count(rng, sha
     outputs, targets, v = rng.normal(size=(3, *shape))
     found = squared_error.gradient_covariance(outputs, targets, v)
     np.testing.assert_allclose(found, v / count**2, rtol=1e-12)
+
+
+def test_the_cross_entropy_of_many_float16_logits_does_not_overflow():
+    logits = jnp.zeros((70_000, 10), jnp.float16)
+    found = softmax_cross_entropy(logits, jnp.zeros(70_000, jnp.int32))
+    assert found.dtype == jnp.float16
+    assert found == pytest.approx(np.log(10), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32])
+def test_unsigned_labels_have_no_minus_one(dtype):
+    largest = np.array([1, np.iinfo(dtype).max], dtype)
+    assert np.isnan(softmax_cross_entropy(jnp.zeros((2, 4)), largest))
+    assert softmax_cross_entropy(jnp.zeros((2, 4)), np.array([1, 3], dtype)) == pytest.approx(
+        np.log(4)
+    )
+
+
+def test_a_loss_says_which_targets_count():
+    labels = jnp.array([[1, -1, 0], [-1, -1, 2]])
+    np.testing.assert_array_equal(softmax_cross_entropy.weights(labels), [[1, 0, 1], [0, 0, 1]])
+    np.testing.assert_array_equal(squared_error.weights(jnp.zeros((2, 3, 4))), np.ones((2, 3)))
+    own = Loss(lambda z, y: jnp.mean((z - y) ** 2), lambda *_: None, lambda *_: None)
+    np.testing.assert_array_equal(own.weights(jnp.zeros((5, 3))), np.ones(5))
+
+
+def test_an_ignored_label_is_no_trouble_under_debug_nans():
+    jax.config.update("jax_debug_nans", True)
+    try:
+        found = softmax_cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 1, -1]))
+    finally:
+        jax.config.update("jax_debug_nans", False)
+    assert found == pytest.approx(np.log(4))

@@ -122,3 +122,9 @@ def test_an_impossible_length_is_refused(length):
         text.windows(text.encode("abcdef"), length)
     with pytest.raises(ValueError, match="length must be a whole number"):
         text.padded(["abc"], length)
+
+
+@pytest.mark.parametrize("ids", [[-1], [77, 100], [200]])
+def test_what_is_no_id_is_not_decoded(ids):
+    with pytest.raises(ValueError, match="is no id, which go from 0 to 99"):
+        text.decode(np.array(ids))

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from soaa_edu import first_order
+from soaa_edu import first_order, soaa
 from soaa_edu.problems import rosenbrock
 
 START = np.array([-1.2, 1.0])
@@ -140,3 +140,18 @@ def test_a_transformation_without_extra_arguments_gets_none():
 
 def test_the_objective_travels_with_the_optimizer():
     assert first_order(rosenbrock, optax.sgd(0.1)).objective is rosenbrock
+
+
+def test_multi_steps_pass_the_loss_on():
+    def told(transformation):
+        optimizer = first_order(rosenbrock, transformation)
+        params = jnp.array([-1.2, 1.0])
+        state, step, scales = optimizer.init(params), jax.jit(optimizer.step), []
+        for _ in range(6):
+            params, state, info = step(params, state, (None, None), None)
+            scales.append(float(info["trust_scale"]))
+        return scales
+
+    plain = told(soaa(0.01, total_steps=6))
+    assert len(set(plain)) > 2
+    assert told(optax.MultiSteps(soaa(0.01, total_steps=6), every_k_schedule=1)) == plain

@@ -196,3 +196,13 @@ def test_it_trains_in_a_chain_with_other_transformations(classifier, rng):
 def test_options_that_make_no_sense_are_refused_at_once(options, message):
     with pytest.raises(ValueError, match=message):
         galore(**({"learning_rate": 0.1} | options))
+
+
+def test_the_first_gradient_that_is_not_zero_gives_the_projection(rng):
+    gradients = jnp.asarray(rng.normal(size=(3, 6, 5)), jnp.float32)
+    late = jnp.concatenate([jnp.zeros((2, 6, 5)), gradients, jnp.zeros((1, 6, 5))])
+    _, (states, _) = run(galore(0.1, rank=2, refresh_every=200), late)
+    _, (expected, _) = run(galore(0.1, rank=2, refresh_every=200), gradients)
+    assert not np.any(states.projections[:2])
+    np.testing.assert_allclose(states.projections[2:5], expected.projections, atol=1e-6)
+    np.testing.assert_array_equal(states.projections[5], states.projections[4])

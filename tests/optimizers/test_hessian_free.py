@@ -7,7 +7,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import Objective, hessian_free, levenberg_marquardt, newton, softmax_cross_entropy
-from soaa_edu.models import mlp
+from soaa_edu.models import Model, mlp
+from soaa_edu.models.layers import tapped
 from soaa_edu.problems import quadratic, random_quadratic, rosenbrock, saddle
 
 NOTHING = (None, None)
@@ -274,3 +275,38 @@ def test_options_that_make_no_sense_are_refused_at_once(options, message):
 def test_gauss_newton_needs_the_model_apart_from_the_loss():
     with pytest.raises(TypeError, match="Gauss-Newton needs soaa_edu"):
         hessian_free(rosenbrock, damping=1.0, curvature="gauss_newton")
+
+
+def test_at_a_saddle_a_fixed_damping_goes_down_the_gradient(float64):
+    optimizer = hessian_free(saddle, damping=0.1, learning_rate=0.5)
+    start = jnp.array([0.0, 0.1])
+    moved, _, info = optimizer.step(start, optimizer.init(start), NOTHING, None)
+    assert info["cg_iterations"] == 0
+    np.testing.assert_allclose(moved, start - 0.5 * jax.grad(saddle)(start, NOTHING))
+
+
+def without_bias(float64_params):
+    """A model whose input layer has no bias, and which is wider than a batch."""
+
+    def forward(params, inputs, taps):
+        layer, seen = tapped(params, taps)
+        return layer("out", jnp.tanh(layer("in", inputs))), seen
+
+    return Model(lambda key: float64_params, forward, ("in", "out"), "in")
+
+
+def test_an_input_layer_without_a_bias_is_no_trouble(float64, rng):
+    params = {
+        "in": {"weight": jnp.asarray(rng.normal(size=(40, 5)))},
+        "out": {"weight": jnp.asarray(rng.normal(size=(5, 3))), "bias": jnp.zeros(3)},
+    }
+    objective = Objective(without_bias(params), softmax_cross_entropy)
+    plain = Objective(lambda p, x: objective.model(p, x), softmax_cross_entropy)
+    batch = jnp.asarray(rng.normal(size=(4, 40))), jnp.arange(4) % 3
+    for build in (
+        partial(hessian_free, damping=1.0, tolerance=1e-12),
+        partial(newton, damping=1.0),
+        partial(newton, curvature="gauss_newton", cutoff=1e-9),
+    ):
+        steps = [build(o).step(params, (), batch, None)[0] for o in (objective, plain)]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-8), *steps)

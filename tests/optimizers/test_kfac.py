@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import soaa_edu
-from soaa_edu import kfac, levenberg_marquardt
+from soaa_edu import kfac, kronecker, levenberg_marquardt
 from soaa_edu.curvature import dense, fisher_matvec
 from soaa_edu.kronecker import factors, run_forward
 from soaa_edu.studies.kronecker_products import block
@@ -318,3 +318,142 @@ def test_bad_arguments_are_named(classifier, options, message):
     objective, _ = classifier()
     with pytest.raises(ValueError, match=message):
         kfac(objective, **{"learning_rate": 0.1, "damping": 0.1, **options})
+
+
+def three_steps(optimizer, params, batch):
+    state, step = optimizer.init(params), jax.jit(optimizer.step)
+    for _ in range(3):
+        params, state, info = step(params, state, batch, KEY)
+    return params, state, info
+
+
+def test_schedules_move_rate_damping_and_momentum(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 8)
+    numbers = {"learning_rate": 0.2, "damping": 0.05, "momentum": 0.8}
+    schedules = {name: lambda _, v=value: v for name, value in numbers.items()}
+    expected, _, _ = three_steps(kfac(objective, **numbers, fisher="exact"), params, batch)
+    found, _, _ = three_steps(kfac(objective, **schedules, fisher="exact"), params, batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), found, expected)
+    falling = kfac(objective, **numbers | {"damping": lambda t: 0.05 / (1 + t)}, fisher="exact")
+    _, _, info = three_steps(falling, params, batch)
+    assert info["damping"] == pytest.approx(0.05 / 3)
+
+
+def test_weight_decay_is_decoupled(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 8)
+    options = {"learning_rate": 0.2, "damping": 0.05, "momentum": 0.0, "fisher": "exact"}
+    plain, _, _ = step_of(kfac(objective, **options), params, batch)
+    decayed, _, _ = step_of(kfac(objective, **options, weight_decay=0.3), params, batch)
+    jax.tree.map(
+        lambda d, u, p: np.testing.assert_allclose(d, u - 0.2 * 0.3 * p, atol=1e-12),
+        decayed,
+        plain,
+        params,
+    )
+
+
+def test_frozen_layers_stay_and_the_others_take_the_step_they_would_take(classifier, rng):
+    objective, params = classifier((12, 5, 5, 4))
+    batch = batch_of(rng, 8)
+    options = {"learning_rate": 0.2, "damping": 0.05, "momentum": 0.0, "fisher": "exact"}
+    whole, _, _ = step_of(kfac(objective, **options), params, batch)
+    update, state, _ = step_of(kfac(objective, **options, frozen=["dense_1"]), params, batch)
+    assert set(state.factors.inputs) == {"dense_0", "dense_2"}
+    assert not np.any(update["dense_1"]["weight"])
+    for name in ("dense_0", "dense_2"):
+        np.testing.assert_allclose(update[name]["weight"], whole[name]["weight"], rtol=1e-9)
+    with pytest.raises(ValueError, match="there is no layer 'dense_9' to freeze"):
+        kfac(objective, **options, frozen=["dense_9"]).init(params)
+
+
+@pytest.mark.parametrize("exact_damping", [False, True])
+def test_a_long_axis_takes_the_diagonal_of_its_factor(classifier, rng, exact_damping, monkeypatch):
+    objective, params = classifier((12, 5, 4))
+    batch = batch_of(rng, 8)
+    options = {"learning_rate": 1.0, "damping": 0.05, "momentum": 0.0, "fisher": "exact"}
+    monkeypatch.setattr(kronecker, "LARGEST_FACTOR", 12)
+    optimizer = kfac(objective, **options, exact_damping=exact_damping)
+    update, state, _ = step_of(optimizer, params, batch)
+    monkeypatch.undo()
+    whole = exact_factors(objective, params, batch)
+    a, g = np.diag(whole.inputs["dense_0"]), whole.outputs["dense_0"]
+    assert state.factors.inputs["dense_0"].shape == (13,)
+    gradient = stacked(jax.grad(objective)(params, batch)["dense_0"])
+    if exact_damping:
+        matrix = np.kron(np.diag(a), g) + 0.05 * np.eye(gradient.size)
+        expected = -np.linalg.solve(matrix, gradient.ravel()).reshape(gradient.shape)
+    else:
+        pi = np.sqrt(a.mean() / (np.trace(g) / len(g)))
+        root = np.sqrt(0.05)
+        right = np.linalg.inv(g + root / pi * np.eye(len(g)))
+        expected = -(gradient / (a + pi * root)[:, None]) @ right
+    np.testing.assert_allclose(stacked(update["dense_0"]), expected, rtol=1e-9)
+
+
+def test_a_vocabulary_of_fifty_thousand_needs_no_matrix_of_its_size():
+    model = soaa_edu.models.decoder(50_000, width=8, heads=1, depth=1)
+    objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+    optimizer = kfac(objective, learning_rate=0.1, damping=0.1)
+    params = jax.eval_shape(model.init, KEY)
+    tokens = jnp.zeros((2, 4), jnp.int32)
+    state = jax.eval_shape(optimizer.init, params)
+    assert max(leaf.size for leaf in jax.tree.leaves(state)) <= 8 * 50_000
+    jax.eval_shape(optimizer.step, params, state, (tokens, tokens), KEY)
+
+
+def test_a_batch_without_labels_or_finite_loss_changes_nothing(classifier, rng):
+    objective, params = classifier()
+    inputs, labels = batch_of(rng, 8)
+    optimizer = kfac(objective, learning_rate=0.2, damping=0.05, fisher="exact")
+    params, state, _ = three_steps(optimizer, params, (inputs, labels))
+    for broken in ((inputs, jnp.full_like(labels, -1)), (inputs.at[0, 0].set(jnp.nan), labels)):
+        moved, following, _ = jax.jit(optimizer.step)(params, state, broken, KEY)
+        jax.tree.map(np.testing.assert_array_equal, (moved, following), (params, state))
+
+
+def test_an_ordinary_loss_is_damped_by_gauss_newton(classifier, rng):
+    objective, params = classifier()
+    plain = soaa_edu.Objective(objective.model, lambda z, y: objective.loss(z, y))
+    batch = batch_of(rng, 8)
+    rule = soaa_edu.levenberg_marquardt(0.1)
+    options = {"learning_rate": 1.0, "damping": rule, "fisher": "empirical"}
+    found = three_steps(kfac(plain, **options), params, batch)[2]
+    expected = three_steps(kfac(objective, **options), params, batch)[2]
+    assert float(found["reduction_ratio"]) == pytest.approx(
+        float(expected["reduction_ratio"]), rel=1e-8
+    )
+
+
+def forgetful(taps_of, inputs_of):
+    def forward(params, inputs, taps):
+        def layer(name, x):
+            given = taps.get(name, 0) if name in taps_of else 0
+            return x @ params[name]["weight"] + params[name]["bias"] + given
+
+        hidden = layer("dense_0", inputs)
+        seen = {"dense_0": inputs, "dense_1": jnp.tanh(hidden)}
+        return layer("dense_1", jnp.tanh(hidden)), seen | inputs_of(inputs, hidden)
+
+    return forward
+
+
+def test_a_layer_that_is_declared_wrongly_is_named(classifier, rng):
+    objective, params = classifier()
+    batch = batch_of(rng, 8)
+    both = ("dense_0", "dense_1")
+
+    def with_forward(forward):
+        model = soaa_edu.models.Model(None, forward, both)
+        return soaa_edu.Objective(model, objective.loss)
+
+    right = with_forward(forgetful(both, lambda x, h: {}))
+    kronecker.check_model(right, params, batch)
+    wrong_inputs = with_forward(forgetful(both, lambda x, h: {"dense_1": h}))
+    with pytest.raises(ValueError, match="signals of the dense layer 'dense_1' don't make its"):
+        kronecker.check_model(wrong_inputs, params, batch)
+    untapped = with_forward(forgetful(("dense_0",), lambda x, h: {}))
+    optimizer = kfac(untapped, learning_rate=0.1, damping=0.1)
+    with pytest.raises(ValueError, match="the tap of the dense layer 'dense_1' changes nothing"):
+        optimizer.step(params, optimizer.init(params), batch, KEY)

@@ -226,3 +226,32 @@ def test_the_criterion_is_told_and_falls_as_training_learns_p(rng):
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         psgd(**{"learning_rate": 0.1, **options})
+
+
+@pytest.mark.parametrize("spike", [1e6, 1e9, 1e12, 1e18])
+def test_one_spike_moves_q_by_its_step_size_at_most(spike):
+    transformation, update = psgd(1e-3), None
+    state = transformation.init(jnp.zeros((6, 4)))
+    update = jax.jit(transformation.update)
+    for i in range(30):
+        gradient = jax.random.normal(jax.random.key(i), (6, 4))
+        before, (updates, state) = state, update(gradient * (spike if i == 12 else 1), state)
+        if i == 12:
+            for new, old in zip(state[0].factors, before[0].factors, strict=True):
+                moved = np.linalg.norm((new - old)[0], 2) / np.linalg.norm(old[0], 2)
+                assert moved < 0.2
+    assert np.isfinite(updates).all()
+
+
+def test_an_array_without_gradients_keeps_its_preconditioner():
+    transformation = psgd(1e-3)
+    gradients = {"used": jnp.ones((3, 2)), "unused": jnp.zeros(()), "empty": jnp.zeros((0, 3))}
+    state = transformation.init(gradients)
+
+    def step(state, _):
+        updates, state = transformation.update(gradients, state)
+        return state, updates["unused"]
+
+    state, updates = jax.jit(lambda s: jax.lax.scan(step, s, length=600))(state)
+    assert not np.any(updates)
+    assert state[0].factors["unused"][0] == 1

@@ -309,3 +309,16 @@ def test_a_step_can_be_differentiated(float64, rng):
     slope = jnp.sum(jax.grad(size)(gradient) * direction)
     difference = (size(gradient + 1e-5 * direction) - size(gradient - 1e-5 * direction)) / 2e-5
     np.testing.assert_allclose(slope, difference, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 1.0])
+def test_a_grafted_step_has_adams_length_at_any_scale(rng, exponent):
+    gradients = jnp.asarray(rng.normal(size=(3, 6, 4)), jnp.float32)
+    for scale in (1e8, 1e3, 1.0, 1e-6, 1e-10):
+        lengths = []
+        for rule in (shampoo(1.0, exponent=exponent), optax.adam(1.0, b2=0.95)):
+            state = rule.init(gradients[0])
+            for gradient in gradients:
+                updates, state = jax.jit(rule.update)(scale * gradient, state)
+            lengths.append(float(jnp.linalg.norm(updates)))
+        assert lengths[0] == pytest.approx(lengths[1], rel=1e-2), scale

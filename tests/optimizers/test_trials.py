@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from soaa_edu import levenberg_marquardt
-from soaa_edu.optimizers.trials import adapt, predicted_decrease, try_step
+from soaa_edu.optimizers.trials import adapt, next_damping, predicted_decrease, try_step
 
 NOTHING = (None, None)
 
@@ -116,3 +116,45 @@ def test_damping_never_shrinks_so_far_that_it_cannot_grow_again():
 def test_a_rule_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         levenberg_marquardt(**({"initial": 1.0} | options))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_damping_keeps_its_type_and_stays_within_it(dtype):
+    rule = levenberg_marquardt(1.0)
+    fair = adapt(rule, jnp.asarray(8.0, dtype), jnp.asarray(0.5, dtype))
+    assert (float(fair), fair.dtype) == (8.0, dtype)
+    for ratio in (-1.0, 1.0):
+        damping = jax.lax.fori_loop(
+            0, 2000, lambda _, d, ratio=ratio: adapt(rule, d, jnp.float32(ratio)), fair
+        )
+        assert 0 < float(damping) < float(jnp.finfo(dtype).max)
+
+
+def tried(loss=4.0, gradient=1.0, step=-1.0, predicted=6.0):
+    gradient, step = jnp.array([gradient]), jnp.array([step])
+    return try_step(
+        parabola, jnp.array([2.0]), NOTHING, jnp.float32(loss), gradient, step, predicted
+    )
+
+
+@pytest.mark.parametrize(
+    "given", [{"loss": np.nan}, {"gradient": np.nan}, {"gradient": 0.0, "predicted": 0.0}]
+)
+def test_what_teaches_nothing_leaves_the_damping(given):
+    rule = levenberg_marquardt(1.0)
+    assert next_damping(rule, jnp.float32(8.0), tried(**given)) == 8.0
+
+
+@pytest.mark.parametrize("damping, expected", [(8.0, 16 / 3), (0.1, 0.15), (1.2, 1.0), (1.0, 1.0)])
+def test_a_decrease_below_rounding_takes_the_damping_back_towards_its_start(damping, expected):
+    trial = tried(step=-1e-9, predicted=1e-9)
+    assert trial.accepted
+    assert trial.reduction_ratio == 1
+    found = next_damping(levenberg_marquardt(1.0), jnp.float32(damping), trial)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rise_above_rounding_is_rejected_however_little_was_promised():
+    trial = tried(step=1.0, predicted=1e-9)
+    assert not trial.accepted
+    assert next_damping(levenberg_marquardt(1.0), jnp.float32(2.0), trial) == 3.0
