@@ -212,21 +212,23 @@ def test_any_tree_of_any_shapes_and_types(float64, rng):
 
 def test_large_and_small_curvatures_in_one_block_do_not_blow_up(rng):
     curvatures = jnp.logspace(0, -5, 256, dtype=jnp.float32)
-    noise = rng.normal(size=(300, 256)) * (np.arange(256) < 128)
+    noise = rng.normal(size=(600, 256)) * (np.arange(256) < 128)
     transformation = adam_8bit(0.01)
 
     def step(carry, noise):
         theta, state = carry
         update, state = transformation.update(curvatures * (theta - 1 + 0.3 * noise), state)
-        return (theta + update, state), update
+        return (theta + update, state), (theta, update)
 
     start = jnp.zeros(256)
-    (theta, _), updates = jax.jit(
+    _, (thetas, updates) = jax.jit(
         lambda noise: jax.lax.scan(step, (start, transformation.init(start)), noise)
     )(jnp.asarray(noise, jnp.float32))
     assert np.abs(updates).max() < 0.02
-    np.testing.assert_allclose(theta[:128], 1, rtol=0, atol=0.3)
-    assert ((theta[128:] > 0.03) & (theta[128:] < 1.1)).all()
+    settled = thetas[300:, :128]
+    np.testing.assert_allclose(settled.mean(axis=0), 1, rtol=0, atol=0.06)
+    np.testing.assert_allclose(settled.mean(axis=1), 1, rtol=0, atol=0.01)
+    assert ((thetas[-1, 128:] > 0.03) & (thetas[-1, 128:] < 1.1)).all()
 
 
 def test_an_outlier_in_a_block_does_not_make_the_others_jump():
