@@ -217,7 +217,10 @@ def test_in_a_basis_that_is_not_orthonormal_the_metric_makes_it_the_same_iterati
     for iterations in (1, 3, 60):
         options = {"max_iterations": iterations, "tolerance": 1e-12}
         inside = conjugate_gradient(
-            lambda a: core @ (gram @ a) + 0.5 * a, beta, metric=lambda a: gram @ a, **options
+            lambda a, measured: core @ measured + 0.5 * a,
+            beta,
+            metric=lambda a: gram @ a,
+            **options,
         )
         outside = conjugate_gradient(lambda v: matrix @ v, basis @ beta, **options)
         np.testing.assert_allclose(basis @ inside.solution, outside.solution, atol=1e-10)

@@ -33,6 +33,7 @@ class _CGState(NamedTuple):
     x: jax.Array
     residual: jax.Array
     direction: jax.Array
+    measured_direction: Any
     residual_product: jax.Array
     residual_norm: jax.Array
     iterations: jax.Array
@@ -77,7 +78,8 @@ def conjugate_gradient(
         x0: where to start, zero by default.
         preconditioner: r -> M r, M symmetric positive definite and near A⁻¹.
         metric: v -> K v, where vectors are coordinates in a basis that is not orthonormal and has
-            the Gram matrix K. Then K A is symmetric, and lengths and products are K's.
+            the Gram matrix K. Then K A is symmetric, lengths and products are K's, and ``matvec``
+            is (v, K v) -> A v, so that K v need not be computed twice.
 
     Raises:
         ValueError: ``max_iterations`` below one, a negative tolerance, or an ``x0`` unlike ``b``.
@@ -90,8 +92,8 @@ def conjugate_gradient(
     if shapes[0] != shapes[1]:
         raise ValueError(f"x0 has arrays {shapes[0]} and b has {shapes[1]}: give x0 the form of b")
 
-    def like_b(v: Any) -> Any:
-        return jax.tree.map(lambda product, of: product.astype(of.dtype), matvec(v), b)
+    def like_b(*v: Any) -> Any:
+        return jax.tree.map(lambda product, of: product.astype(of.dtype), matvec(*v), b)
 
     def solve(multiply: Callable, b: Any) -> tuple[Any, tuple]:
         from_x0 = None if x0 is None else jax.lax.stop_gradient(start)
@@ -116,8 +118,9 @@ def _solve(
     """The solution, and the iterations and the residual's norm."""
     rhs, unravel = ravel_pytree(b)
 
-    def multiply(v: jax.Array) -> jax.Array:
-        return ravel_pytree(matvec(unravel(v)))[0]
+    def multiply(v: jax.Array, measured_v: jax.Array) -> jax.Array:
+        both = (v,) if metric is None else (v, measured_v)
+        return ravel_pytree(matvec(*map(unravel, both)))[0]
 
     def measured(v: jax.Array) -> jax.Array:
         return v if metric is None else ravel_pytree(metric(unravel(v)))[0]
@@ -134,7 +137,7 @@ def _solve(
         x, residual = jnp.zeros_like(rhs), rhs
     else:
         x = ravel_pytree(x0)[0].astype(rhs.dtype)
-        residual = rhs - multiply(x)
+        residual = rhs - multiply(x, measured(x))
     scale = jnp.maximum(_largest(rhs), _largest(residual)) if x0 is not None else _largest(rhs)
     rhs, x, residual = rhs / scale, x / scale, residual / scale
     target = tolerance * norm(rhs)
@@ -144,20 +147,27 @@ def _solve(
         return far & s.improvable & (s.iterations < max_iterations)
 
     def advance(s: _CGState) -> _CGState:
-        product = multiply(s.direction)
-        direction = measured(s.direction)
+        direction = s.direction if metric is None else s.measured_direction
+        product = multiply(s.direction, direction)
         curvature = direction @ product
         positive = curvature > 0
-        alpha = jnp.where(positive, direction @ s.residual / jnp.where(positive, curvature, 1), 0)
+        slope = direction @ s.residual
+        alpha = jnp.where(positive, slope / jnp.where(positive, curvature, 1), 0)
         residual = s.residual - alpha * product
-        z = precondition(residual)
-        residual_product = measured(residual) @ z
+        measured_residual = measured(residual)
+        z, measured_z = residual, measured_residual
+        if preconditioner is not None:
+            z = precondition(residual)
+            measured_z = measured(z)
+        residual_product = measured_residual @ z
+        beta = _ratio(residual_product, s.residual_product)
         return _CGState(
             x=s.x + alpha * s.direction,
             residual=residual,
-            direction=z + _ratio(residual_product, s.residual_product) * s.direction,
+            direction=z + beta * s.direction,
+            measured_direction=() if metric is None else measured_z + beta * direction,
             residual_product=residual_product,
-            residual_norm=norm(residual),
+            residual_norm=jnp.sqrt(jnp.maximum(measured_residual @ residual, 0)),
             iterations=s.iterations + positive,
             improvable=positive,
         )
@@ -166,11 +176,12 @@ def _solve(
         stop = s.iterations + ITERATIONS_BETWEEN_TRUE_RESIDUALS
         before = s.residual_norm
         s = jax.lax.while_loop(lambda s: unfinished(s) & (s.iterations < stop), advance, s)
-        residual = rhs - multiply(s.x)
+        residual = rhs - multiply(s.x, measured(s.x))
         now, missed = norm(residual), norm(residual - s.residual)
         only_rounding = (missed >= now / 2) & (now > before / 2)
         return s._replace(
             residual=residual,
+            measured_direction=() if metric is None else measured(s.direction),
             residual_product=measured(residual) @ precondition(residual),
             residual_norm=now,
             improvable=s.improvable & ~only_rounding,
@@ -181,6 +192,7 @@ def _solve(
         x=x,
         residual=residual,
         direction=z,
+        measured_direction=() if metric is None else measured(z),
         residual_product=measured(residual) @ z,
         residual_norm=norm(residual),
         iterations=jnp.int32(0),

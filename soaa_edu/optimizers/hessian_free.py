@@ -9,7 +9,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
-from soaa_edu.curvature import check_curvature, curvature_matvec, damped
+from soaa_edu.curvature import check_curvature, curvature_matvec
 from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
 from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
@@ -74,8 +74,11 @@ def hessian_free(
         def matvec(v: Any) -> Any:
             return multiply(seen.metric(v))
 
+        def damped_matvec(v: Any, measured: Any) -> Any:
+            return jax.tree.map(lambda cv, v: cv + strength * v, multiply(measured), v)
+
         cg = conjugate_gradient(
-            damped(matvec, strength),
+            damped_matvec,
             gradient,
             max_iterations=max_iterations,
             tolerance=tolerance,

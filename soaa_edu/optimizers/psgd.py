@@ -129,7 +129,7 @@ def scale_by_psgd(
             key=jax.random.key(seed),
             momentum=momentum,
             factors=factors,
-            preconditioners=jax.tree.map(_square, factors),
+            preconditioners=jax.tree.map(jnp.array, factors),
             info={"criterion": jnp.zeros(())},
         )
 

@@ -148,7 +148,7 @@ def scale_by_shampoo(
             second_moment=optax.tree.zeros_like(zeros),
             statistics=statistics,
             roots=optax.tree.zeros_like(statistics),
-            scales=jax.tree.map(_largest_entry, optax.tree.zeros_like(statistics)),
+            scales=jax.tree.map(lambda stack: jnp.zeros_like(stack[:, :1, :1]), statistics),
         )
 
     @exact_products()
