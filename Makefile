@@ -2,6 +2,7 @@
 
 BIN := .venv/bin
 OLDEST_JAX := 0.8.0
+FLAX_OF_ITS_TIME := 0.12.0
 GPU_PYTHON ?= .venv-gpu/bin/python
 MINUTES ?= 8
 WORKERS ?= 3
@@ -57,7 +58,7 @@ endef
 	@touch $@
 
 .venv-oldest/requirements.stamp: requirements.lock
-	$(call install,.venv-oldest,sed -E 's/^(jax|jaxlib)==.*/\1==$(OLDEST_JAX)/' requirements.lock)
+	$(call install,.venv-oldest,sed -E 's/^(jax|jaxlib)==.*/\1==$(OLDEST_JAX)/; s/^flax==.*/flax==$(FLAX_OF_ITS_TIME)/' requirements.lock)
 	@touch $@
 
 %/package.stamp: %/requirements.stamp pyproject.toml
