@@ -24,6 +24,8 @@ FISHERS = ("sampled", "exact", "empirical")
 SHARINGS = ("expand", "reduce")
 LARGEST_FACTOR = 10_000
 """The longest axis with a whole matrix for a factor; a vocabulary may be longer."""
+ROUNDED_SIGNALS = 0.03
+"""How far a gradient may be from that of its signals where these are rounded to bfloat16."""
 
 
 class Signals(NamedTuple):
@@ -151,7 +153,12 @@ def run_forward(model: Model, params: Any, inputs: Any) -> Signals:
         of_others = jax.tree.map(lambda leaf: leaf.sum(axis=0), of_copies)
         return {**of_dense, **of_others}, {**of_taps, **of_copies}
 
-    rows = {name: _with_one(layer_inputs[name], layer) for name, layer in dense.items()}
+    rows = {
+        name: layer_inputs[name]
+        if name in model.embeddings
+        else _with_one(layer_inputs[name], layer)
+        for name, layer in dense.items()
+    }
     return Signals(outputs, rows, dense, pull)
 
 
@@ -169,7 +176,7 @@ def _zero_taps(model: Model, params: Any, inputs: Any) -> dict[str, jax.Array]:
                 f"the model declares the dense layer {name!r} and does not say what goes into it: "
                 "put its inputs into layer_inputs"
             )
-        positions = shapes[name].shape[: None if _are_ids(shapes[name]) else -1]
+        positions = shapes[name].shape[: None if name in model.embeddings else -1]
         weight = params[name]["weight"]
         taps[name] = jnp.zeros((*positions, weight.shape[1]), weight.dtype)
     outputs_of_taps = jax.make_jaxpr(lambda taps: model.forward(params, inputs, taps)[0])(taps)
@@ -199,16 +206,13 @@ def check_model(objective: Any, params: Any, batch: Any) -> None:
     signals = run_forward(objective.model, params, inputs)
     gradient, backward = signals.pull(jax.grad(objective.loss)(signals.outputs, targets))
     for name in objective.model.dense_layers:
-        rows = _one_hot(signals.inputs[name], params[name]["weight"])
-        made = rows.reshape(-1, rows.shape[-1]).T @ backward[name].reshape(
-            -1, backward[name].shape[-1]
-        )
-        layer = gradient[name]
-        right = layer["weight"]
-        if "bias" in layer:
-            right = jnp.concatenate([right, layer["bias"][None]])
+        rows, signal = _one_hot(signals.inputs[name], params[name]["weight"]), backward[name]
+        made = rows.reshape(-1, rows.shape[-1]).T @ signal.reshape(-1, signal.shape[-1])
+        right = gradient[name]["weight"]
+        if "bias" in gradient[name]:
+            right = jnp.concatenate([right, gradient[name]["bias"][None]])
         error, size = jnp.linalg.norm(made - right), jnp.linalg.norm(right)
-        if not error <= jnp.sqrt(jnp.finfo(right.dtype).eps) * size:
+        if not error <= ROUNDED_SIGNALS * size:
             raise ValueError(
                 f"the signals of the dense layer {name!r} don't make its gradient (off by "
                 f"{float(error / size):.0%}): it is used more than once, its tap is not added to "
@@ -294,9 +298,7 @@ def _are_ids(inputs: Any) -> bool:
 
 
 def _with_one(inputs: Any, layer: Any) -> Any:
-    """h̃ in the weight's type; whole numbers as they are."""
-    if _are_ids(inputs):
-        return inputs
+    """h̃ in the weight's type."""
     rows = inputs.astype(layer["weight"].dtype)
     if "bias" not in layer:
         return rows

@@ -7,7 +7,7 @@ import pytest
 
 import soaa_edu
 from soaa_edu.curvature import dense, empirical_fisher_matvec, fisher_matvec
-from soaa_edu.kronecker import check_fisher, check_layers, factors, run_forward
+from soaa_edu.kronecker import check_fisher, check_layers, check_model, factors, run_forward
 from soaa_edu.models import Model
 
 POSITIONS = 3
@@ -295,3 +295,23 @@ def test_sampling_without_a_key_is_refused(classifier, rng):
     objective, params = classifier()
     with pytest.raises(ValueError, match="sampled targets need a key"):
         factors_of(objective, params, labels_batch(rng, 2))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_inputs_of_whole_numbers_are_what_they_are(rng, dtype):
+    model = soaa_edu.models.mlp([6, 4])
+    objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+    params = model.init(jax.random.key(0))
+    inputs, labels = rng.integers(5, size=(8, 6)), rng.integers(4, size=8)
+    whole, real = (
+        factors_of(objective, params, (jnp.asarray(inputs, of), labels), fisher="empirical")
+        for of in (dtype, np.float32)
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, real)
+
+
+def test_rounded_activations_are_declared_rightly():
+    model = soaa_edu.models.decoder(7, width=8, heads=2, depth=1, activations=jnp.bfloat16)
+    objective = soaa_edu.Objective(model, soaa_edu.softmax_cross_entropy)
+    tokens = jnp.arange(12).reshape(2, 6) % 7
+    check_model(objective, model.init(jax.random.key(0)), (tokens, (tokens + 1) % 7))
