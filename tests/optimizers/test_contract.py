@@ -34,10 +34,7 @@ METHODS = {
 }
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 TOLERANCES = {"bfloat16": 2e-2, "float32": 2e-5, "float64": 1e-11}
-"""SOAA and TAdam amplify rounding: their dt follows the difference of two nearly equal losses.
-
-8-bit Adam computes in float32, whatever it is given.
-"""
+"""8-bit Adam computes in float32, whatever it is given."""
 
 every_method = pytest.mark.parametrize("name", METHODS)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -98,54 +95,36 @@ def plain(name, dtype, only=None):
     return run(build(name), params if only is None else {only: params[only]})
 
 
-def in_a_chain(name, params):
-    return run(optax.chain(optax.clip_by_global_norm(1e9), build(name)), params)
+def wrapped(name, params):
+    """In everything of optax that is no method itself.
+
+    ``MultiSteps`` rounds to float32, and at the first steps v̂ is made of the squares of so small
+    differences: SOAA and TAdam inside it have a test of their own, in test_first_order.
+    """
+    everything = jax.tree.map(lambda _: True, params)
+    labels = jax.tree.map(lambda _: "all", params)
+    transformation = build(name, learning_rate=optax.constant_schedule(float(RATE)))
+    transformation = optax.apply_if_finite(transformation, max_consecutive_errors=3)
+    if name not in ("soaa", "tadam"):
+        transformation = optax.MultiSteps(transformation, every_k_schedule=1)
+        transformation = transformation.gradient_transformation()
+    transformation = optax.masked(transformation, everything)
+    transformation = optax.partition({"all": transformation, "none": build(name)}, labels)
+    return run(optax.chain(optax.clip_by_global_norm(1e9), transformation), params)
 
 
 def injected(name, params):
     method = METHODS[name].build
     static = STATIC & set(inspect.signature(method).parameters)
-    wrapped = optax.inject_hyperparams(method, static_args=static)
-    usable = {"learning_rate": RATE, **METHODS[name].options}
-    return run(wrapped(**usable), params)
+    with_hyperparams = optax.inject_hyperparams(method, static_args=static)
+    return run(with_hyperparams(learning_rate=RATE, **METHODS[name].options), params)
 
 
-def masked(name, params):
-    everything = jax.tree.map(lambda _: True, params)
-    return run(optax.masked(build(name), everything), params)
-
-
-def in_a_partition(name, params):
-    labels = jax.tree.map(lambda _: "all", params)
-    groups = {"all": build(name), "none": build(name)}
-    return run(optax.partition(groups, labels), params)
-
-
-def accumulated(name, params):
-    return run(optax.MultiSteps(build(name), every_k_schedule=1).gradient_transformation(), params)
-
-
-def if_finite(name, params):
-    return run(optax.apply_if_finite(build(name), max_consecutive_errors=3), params)
-
-
-def scheduled(name, params):
-    return run(build(name, learning_rate=optax.constant_schedule(float(RATE))), params)
-
-
-def donated(name, params):
+def donated_and_pickled(name, params):
     transformation = build(name)
     step = jax.jit(stepped(transformation), donate_argnums=(0, 1))
     params = jax.tree.map(jnp.array, params)
     state = jax.tree.map(jnp.asarray, transformation.init(params))
-    for _ in range(STEPS):
-        params, state = step(params, state)
-    return params
-
-
-def pickled(name, params):
-    transformation = build(name)
-    step, state = jax.jit(stepped(transformation)), jax.jit(transformation.init)(params)
     for _ in range(STEPS):
         params, state = pickle.loads(pickle.dumps(step(params, state)))
     return params
@@ -179,34 +158,23 @@ def scanned(name, params):
     )
 
 
-AROUND = [
-    in_a_chain,
-    injected,
-    masked,
-    in_a_partition,
-    accumulated,
-    if_finite,
-    scheduled,
-    donated,
-    pickled,
-    mapped,
-    scanned,
-]
-
-
-@pytest.mark.parametrize(
-    "name, around, dtype",
-    [
+AROUND = [injected, donated_and_pickled, mapped, scanned]
+SURROUNDED = [
+    *((name, wrapped, dtype) for name in METHODS for dtype in DTYPES),
+    *(
         (name, around, list(DTYPES)[(i + j) % 3])
         for i, name in enumerate(METHODS)
         for j, around in enumerate(AROUND)
-    ],
-)
+    ),
+]
+
+
+@pytest.mark.parametrize("name, around, dtype", SURROUNDED)
 def test_what_surrounds_a_method_changes_nothing(name, around, dtype):
     expected = plain(name, dtype)
     found = around(name, params_of(dtype))
     computed_in = "float32" if name == "adam_8bit" and dtype == "float64" else dtype
-    tolerance = TOLERANCES[computed_in] * (1e4 if name in ("soaa", "tadam") else 1)
+    tolerance = TOLERANCES[computed_in]
     compare = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
     jax.tree.map(
         lambda x, y: compare(np.asarray(x, np.float64), np.asarray(y, np.float64)), found, expected
