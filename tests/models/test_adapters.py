@@ -578,8 +578,9 @@ def in_a_loop(library):
 
 @every_library
 def test_a_layer_inside_a_loop_is_refused_by_name(library):
-    said = "square are read .* loop" if library == "linen" else "square is called inside scan"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(
+        ValueError, match=r"layer (layers\.)?square (are read .* loop|is called inside scan)"
+    ):
         first_call(in_a_loop(library), (2, 6))
 
 
