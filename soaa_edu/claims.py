@@ -1,10 +1,11 @@
 """The ledger: what the sources claim, which study settles it, and the verdict."""
 
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from soaa_edu import checks, studies
-from soaa_edu.studies.verdicts import UNSETTLED, Verdict
+from soaa_edu.studies.verdicts import OPEN, Verdict
 
 
 class Claim(NamedTuple):
@@ -136,60 +137,113 @@ LEDGER = {
 }
 
 
-def report(*names: str, folder: Path | None = None) -> str:
-    """Claims with their verdicts, computed from the largest stored results of their studies.
+class Card(NamedTuple):
+    """A claim beside its numbers, in at most six lines; a notebook shows it as a small table.
+
+    Attributes:
+        name: in the ledger.
+        claim: what the source says and shows.
+        verdict: what the stored numbers say, or ``None`` where there are none.
+        scale: at which these were computed.
+    """
+
+    name: str
+    claim: Claim
+    verdict: Verdict | None
+    scale: str
+
+    @property
+    def answer(self) -> str:
+        """The verdict in a few words, with the count of its readings."""
+        if self.verdict is None:
+            return f"not computed yet: soaa-edu reproduce {self.claim.study}"
+        preview = ", a preview" if self.scale == "quick" else ""
+        seeds = f", {self.verdict.seeds} seeds" if self.verdict.seeds else ""
+        closes = f"; {self.verdict.closes} would close it" if self.verdict.answer == OPEN else ""
+        return (
+            f"{self.verdict.answer} ({self.verdict.counts}; {self.scale} scale{preview}{seeds}"
+            f"{closes})"
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}  {self.answer}", f"    {self.claim.text}: {self.claim.reported}"]
+        if self.verdict is not None:
+            lines += [f"    {clause}" for clause in self.verdict.clauses]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    @property
+    def full(self) -> str:
+        """The same with every finding."""
+        findings = self.verdict.findings if self.verdict is not None else ()
+        return "\n".join([str(self), *(f"      {finding}" for finding in findings)])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("the source says", escape(f"{self.claim.text}: {self.claim.reported}")),
+            ("we find", f"<strong>{escape(self.answer)}</strong>"),
+        ]
+        findings = ""
+        if self.verdict is not None:
+            for judged in self.verdict.clauses:
+                answer, _, rest = str(judged).partition(": ")
+                rows.append((escape(answer), escape(rest)))
+            if self.verdict.findings:
+                items = "".join(f"<li>{escape(finding)}</li>" for finding in self.verdict.findings)
+                findings = f"<details><summary>more numbers</summary><ul>{items}</ul></details>"
+        cells = "".join(
+            f'<tr><th style="text-align:left;white-space:nowrap">{head}</th>'
+            f'<td style="text-align:left">{text}</td></tr>'
+            for head, text in rows
+        )
+        return f"<div><strong>{self.name}</strong><table>{cells}</table>{findings}</div>"
+
+
+def card(name: str, folder: Path | None = None) -> Card:
+    """A claim with the verdict of its study's largest stored results.
 
     Args:
-        names: such as ``"S1"``; all of them by default.
+        name: such as ``"S1"``.
         folder: where results are stored.
 
     Raises:
         ValueError: an unknown claim.
     """
-    for name in names:
-        checks.one_of("the claim", name, tuple(LEDGER))
-    return "\n\n".join(_entry(name, folder) for name in names or LEDGER)
+    checks.one_of("the claim", name, tuple(LEDGER))
+    claim = LEDGER[name]
+    results = studies.largest_stored(claim.study, folder)
+    if results is None:
+        return Card(name, claim, None, "")
+    (verdict,) = (v for v in studies.verdicts(results) if v.claim == name)
+    return Card(name, claim, verdict, results["scale"])
+
+
+def report(*names: str, folder: Path | None = None, full: bool = False) -> str:
+    """Claims with their verdicts, each in at most six lines.
+
+    Args:
+        names: such as ``"S1"``; all of them by default.
+        folder: where results are stored.
+        full: add every other number that the studies tell.
+
+    Raises:
+        ValueError: an unknown claim.
+    """
+    cards = [card(name, folder) for name in names or LEDGER]
+    return "\n\n".join(each.full if full else str(each) for each in cards)
 
 
 def table(folder: Path | None = None) -> str:
-    """The whole ledger in Markdown: each claim, its verdict, and a number for each answer in it.
+    """The whole ledger in Markdown: each claim, its verdict, and its primary clause in numbers.
 
     Args:
         folder: where results are stored.
     """
-    lines = ["| | the source claims | verdict | for example |", "|---|---|---|---|"]
-    for name, claim in LEDGER.items():
-        found = _verdict(name, folder)
-        if found is None:
-            lines.append(f"| {name} | {claim.text} | not computed yet | |")
-            continue
-        verdict, scale = found
-        firsts = {part.holds: part for part in reversed(verdict.parts)}
-        examples = "<br>".join(str(firsts[a]) for a in (True, False, None) if a in firsts)
-        lines.append(f"| {name} | {claim.text} | {verdict.answer} ({scale}) | {examples} |")
+    lines = ["| | the source claims | verdict | primary clause |", "|---|---|---|---|"]
+    for name in LEDGER:
+        found = card(name, folder)
+        primary = "" if found.verdict is None else str(found.verdict.clauses[0])
+        lines.append(f"| {name} | {found.claim.text} | {found.answer} | {primary} |")
     return "\n".join(lines)
-
-
-def _entry(name: str, folder: Path | None) -> str:
-    claim = LEDGER[name]
-    lines = [f"{name}  {claim.text}", f"    source: {claim.reported}"]
-    found = _verdict(name, folder)
-    if found is None:
-        return "\n".join([*lines, f"    not computed yet: soaa-edu reproduce {claim.study}"])
-    verdict, scale = found
-    preview = ", a preview" if scale == "quick" else ""
-    lines.append(f"    verdict: {verdict.answer} ({scale} scale{preview}, seeds: {verdict.seeds})")
-    lines += [f"      {part}" for part in verdict.parts]
-    lines += [f"      {note}" for note in verdict.notes]
-    if verdict.answer == UNSETTLED:
-        lines.append(f"      would be settled by {verdict.settled_by}")
-    return "\n".join(lines)
-
-
-def _verdict(name: str, folder: Path | None) -> tuple[Verdict, str] | None:
-    """The verdict of the largest stored results and their scale, or ``None``."""
-    results = studies.largest_stored(LEDGER[name].study, folder)
-    if results is None:
-        return None
-    (verdict,) = (v for v in studies.verdicts(results) if v.claim == name)
-    return verdict, results["scale"]

@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("claims", help="the ledger of claims with verdicts")
     command.add_argument("names", metavar="CLAIM", nargs="*", help="such as S1 (default: all)")
+    command.add_argument("--full", action="store_true", help="with every other number")
     command.set_defaults(action=_claims)
 
     command = commands.add_parser("doctor", help="versions, device, float64 and data files")
@@ -262,7 +263,7 @@ def _draw(options: argparse.Namespace) -> None:
 def _claims(options: argparse.Namespace) -> None:
     from soaa_edu import claims
 
-    print(claims.report(*options.names))
+    print(claims.report(*options.names, full=options.full))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from soaa_edu import claims, studies
 from soaa_edu.storage import save_json
-from soaa_edu.studies.verdicts import Part, judge
+from soaa_edu.studies.verdicts import Clause, judge, measured
 
 
 @pytest.fixture
@@ -19,31 +19,52 @@ def test_every_claim_has_a_study_and_every_study_its_claims():
     assert settled == {name: claim.study for name, claim in claims.LEDGER.items()}
 
 
-def test_a_claim_is_reported_with_its_source_numbers_and_verdict(folder):
-    first, source, verdict, *numbers = claims.report("S9", folder=folder).splitlines()
-    assert first == f"S9  {claims.LEDGER['S9'].text}"
-    assert source == f"    source: {claims.LEDGER['S9'].reported}"
-    assert verdict == "    verdict: holds in part (quick scale, a preview, seeds: 0)"
-    assert re.match(r"      yes: .*operations.* below 2$", numbers[0])
-    assert re.match(r"      no: .*gigabytes.* below 2$", numbers[1])
+def test_a_claim_is_reported_with_its_verdict_source_and_clauses(folder):
+    first, source, *clauses = claims.report("S9", folder=folder).splitlines()
+    assert first == "S9  holds in part (1 yes, 1 no; quick scale, a preview)"
+    assert source == f"    {claims.LEDGER['S9'].text}: {claims.LEDGER['S9'].reported}"
+    assert re.match(
+        r"    yes: about 5e\+36 operations; .* 1.02 times \(margin 2 times\)$", clauses[0]
+    )
+    assert re.match(r"    no: about 4e\+27 GB of memory; .* \(margin 2 times\)$", clauses[1])
+
+
+def test_the_full_report_adds_the_findings(folder):
+    short, full = (claims.report("S9", folder=folder, full=full) for full in (False, True))
+    assert full.startswith(short)
+    assert "8 bytes for each of n³ numbers would be" in full.removeprefix(short)
 
 
 def test_a_larger_scale_is_no_preview(folder):
     studies.reproduce("inverting_gpt4", "laptop", folder)
-    assert "(laptop scale, seeds: 0)" in claims.report("S9", folder=folder)
+    assert "(1 yes, 1 no; laptop scale)" in claims.report("S9", folder=folder)
 
 
 def test_a_claim_that_nobody_computed_names_the_command(tmp_path):
-    last = claims.report("S1", folder=tmp_path).splitlines()[-1]
-    assert last == "    not computed yet: soaa-edu reproduce newton_on_quadratics"
+    first, _ = claims.report("S1", folder=tmp_path).splitlines()
+    assert first == "S1  not computed yet: soaa-edu reproduce newton_on_quadratics"
+    assert "not computed yet" in claims.card("S1", tmp_path)._repr_html_()
 
 
-def test_an_open_claim_says_what_would_settle_it(folder, monkeypatch):
-    parts = [Part("it", 0, 2, 1.0)]
-    verdict = judge("S9", parts, seeds=3, least_seeds=3, settled_by="a thousand seeds")
-    monkeypatch.setattr(studies, "verdicts", lambda results: [verdict])
-    last = claims.report("S9", folder=folder).splitlines()[-1]
-    assert last == "      would be settled by a thousand seeds"
+def test_an_open_claim_says_what_would_close_it(folder, monkeypatch):
+    clause = Clause("it is so", "it is", "above", 1.0, "", [measured([0.0, 1, 2, 3, 4])])
+    monkeypatch.setattr(studies, "verdicts", lambda results: [judge("S9", [clause], seeds=5)])
+    first = claims.report("S9", folder=folder).splitlines()[0]
+    assert re.search(r"^S9  open \(1 open; .*5 seeds; about \d+ seeds would close it\)$", first)
+
+
+def test_a_notebook_shows_a_claim_as_a_table_with_the_findings_folded(folder):
+    page = claims.card("S9", folder)._repr_html_()
+    assert page.count("<tr>") == 4
+    assert "<strong>holds in part" in page
+    assert page.index("<details>") > page.index("</table>")
+    assert "Hessian&#x27;s" in page
+
+
+def test_no_stored_verdict_takes_more_than_six_lines_or_names_a_scale_that_would_settle_it():
+    for name in claims.LEDGER:
+        assert len(str(claims.card(name)).splitlines()) <= 6
+        assert not re.search(r"(quick|laptop|gpu) scale", claims.card(name).full.partition(")")[2])
 
 
 def test_all_claims_are_reported_in_the_ledgers_order(folder):
@@ -61,14 +82,14 @@ def test_the_verdict_is_computed_from_the_stored_numbers(folder):
     results = studies.stored("inverting_gpt4", "quick", folder)
     results["cells"]["arithmetic"]["gigabytes"] = [3e27, 4e27, 5e27]
     save_json(path, results)
-    assert "verdict: holds (" in claims.report("S9", folder=folder)
+    assert "S9  holds (2 yes;" in claims.report("S9", folder=folder)
 
 
-def test_the_table_has_a_row_for_every_claim_and_a_number_for_each_answer(folder):
+def test_the_table_has_a_row_for_every_claim_with_its_primary_clause(folder):
     head, _, *rows = claims.table(folder).splitlines()
-    assert head.count("|") == 5
     assert len(rows) == len(claims.LEDGER)
+    assert all(row.count("|") == head.count("|") == 5 for row in rows)
     row = rows[list(claims.LEDGER).index("S9")]
-    assert row.startswith(f"| S9 | {claims.LEDGER['S9'].text} | holds in part (quick) | yes: ")
-    assert row.count("<br>no: ") == 1
-    assert rows[0] == f"| S1 | {claims.LEDGER['S1'].text} | not computed yet | |"
+    assert row.startswith(f"| S9 | {claims.LEDGER['S9'].text} | holds in part (1 yes, 1 no; quick")
+    assert "| yes: about 5e+36 operations; " in row
+    assert rows[0].endswith("| not computed yet: soaa-edu reproduce newton_on_quadratics | |")

@@ -30,17 +30,16 @@ from soaa_edu import plotting
 from soaa_edu.data import mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import FIRST_ORDER, METHODS, build, grid, label
-from soaa_edu.studies.runs import capped
+from soaa_edu.studies.results import capped
 from soaa_edu.studies.searches import tuned
 from soaa_edu.studies.tables import as_text
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import Clause, Verdict, interval, judge, mean_and_spread, measured
 
 TITLE = "Batch size against dataset size"
 CLAIMS = ("P4",)
-LEAST_SEEDS = 3
-LESS = 1 / 3
-"""Where their ratio decides, neither batch nor dataset size counts a third as much as the other."""
+MARGIN = 1.0
 LAST_IMAGES = 1024
 
 
@@ -119,13 +118,15 @@ def ratios(results: dict) -> np.ndarray:
 
 def over_runs(results: dict, method: str, images: int, batch_size: int, key: str) -> np.ndarray:
     """A tuned method's numbers, seeds along the first axis."""
-    runs = results["cells"][f"{method}_on_{images}_at_{batch_size}"]["runs"]
-    return np.array([run[key] for run in runs], float)
+    return stored.over_runs(results, f"{method}_on_{images}_at_{batch_size}", key)
 
 
-def final_loss(results: dict, method: str, images: int, batch_size: int) -> np.ndarray:
-    """Training loss at the end, one for each seed; that of a diverged run counts as 10."""
-    return capped(over_runs(results, method, images, batch_size, "final_loss"))
+def final_loss(
+    results: dict, method: str, images: int, batch_size: int, key: str = "final_loss"
+) -> np.ndarray:
+    """Training or ``"test_loss"`` at the end, by seed; that of a diverged run counts as 10."""
+    losses = over_runs(results, method, images, batch_size, key)
+    return capped(losses if losses.ndim == 1 else losses[:, -1])
 
 
 def best(results: dict, images: int, batch_size: int, first_order: bool) -> str:
@@ -134,42 +135,34 @@ def best(results: dict, images: int, batch_size: int, first_order: bool) -> str:
     return min(field, key=lambda method: final_loss(results, method, images, batch_size).mean())
 
 
-def gain(results: dict, images: int, batch_size: int) -> np.ndarray:
-    """Log of first order's loss over second order's in a place, one for each seed."""
+def gain(results: dict, images: int, batch_size: int, key: str = "final_loss") -> np.ndarray:
+    """Log of first order's loss over second order's in a place, one for each seed.
+
+    Each is the method of its kind with the lowest mean training loss.
+    """
     losses = (
-        final_loss(results, best(results, images, batch_size, first), images, batch_size)
+        final_loss(results, best(results, images, batch_size, first), images, batch_size, key)
         for first in (True, False)
     )
-    return np.log(next(losses)) - np.log(next(losses))
+    return stored.log_ratio(*losses)
 
 
-def gains(results: dict) -> np.ndarray:
+def gains(results: dict, key: str = "final_loss") -> np.ndarray:
     """In every place, ``(seeds, places)``."""
-    return np.array([gain(results, *place) for place in places_of(results)]).T
+    return np.array([gain(results, *place, key) for place in places_of(results)]).T
 
 
-def slopes(results: dict) -> np.ndarray:
+def slopes(results: dict, key: str = "final_loss") -> np.ndarray:
     """Of the gain in the logs of batch and of dataset size together, ``(seeds, 2)``."""
     images, batches = np.log(np.array(places_of(results), float)).T
     design = np.stack([batches, images, np.ones_like(images)], axis=1)
-    return np.linalg.lstsq(design, gains(results).T, rcond=None)[0][:2].T
+    return np.linalg.lstsq(design, gains(results, key).T, rcond=None)[0][:2].T
 
 
-def slope_in_ratio(results: dict) -> np.ndarray:
+def slope_in_ratio(results: dict, key: str = "final_loss") -> np.ndarray:
     """Of the gain in the log of the ratio, one for each seed."""
     x = np.log(ratios(results))
-    return np.array([np.polyfit(x, gain, 1)[0] for gain in gains(results)])
-
-
-def alike(results: dict) -> np.ndarray:
-    """How far batch and dataset size both count, one for each seed.
-
-    With b the slope in batch size and d the fall with dataset size, b = d where their ratio alone
-    decides. The lesser of b - d/3 and d - b/3 is then two thirds of either; it is at most 0 where
-    one of the two counts a third as much as the other, or less.
-    """
-    b, d = slopes(results).T * [[1], [-1]]
-    return np.minimum(b - LESS * d, d - LESS * b)
+    return np.array([np.polyfit(x, gain, 1)[0] for gain in gains(results, key)])
 
 
 def backed(results: dict) -> str:
@@ -184,38 +177,40 @@ def backed(results: dict) -> str:
 
 def verdicts(results: dict) -> list[Verdict]:
     """P4: the gain rises with the ratio, as the caption says, by batch and dataset size alike."""
-    smallest, largest = places_of(results)[0], places_of(results)[-1]
-    parts = [
-        Part(
-            "slope of the gain (log of first order's loss over second order's) in log(batch/data)",
-            *interval(slope_in_ratio(results)),
-            0.0,
+    quantities = {"training loss": "final_loss", "test loss": "test_loss"}
+    ratio, both = [], []
+    for where, key in quantities.items():
+        batch, images = slopes(results, key).T
+        ratio.append(measured(np.log(2) * slope_in_ratio(results, key), where))
+        both.append(measured(np.log(2) * (batch + images), where))
+    clauses = [
+        Clause(
+            "second order gains more where the ratio of batch to dataset size is large",
+            "the gain on first order with each doubling of the ratio:",
+            "above",
+            MARGIN,
+            "%",
+            ratio,
         ),
-        Part(
-            "of its slope in log(batch) and its fall in log(data), the lesser less a third of the "
-            "other",
-            *interval(alike(results)),
-            0.0,
+        Clause(
+            "it is their ratio that decides",
+            "the gain with both of them doubled:",
+            "same",
+            MARGIN,
+            "%",
+            both,
         ),
     ]
+    smallest, largest = places_of(results)[0], places_of(results)[-1]
     b, d = (mean_and_spread(slope, 3) for slope in slopes(results).T)
-    notes = [
-        f"the numbers back {backed(results)}",
+    findings = [
+        f"on the training loss the numbers back {backed(results)}",
         f"slope of the gain in log(batch): {b}, in log(data): {d}",
     ]
     for images, batch_size in (smallest, largest):
         values = mean_and_spread(gain(results, images, batch_size), 3)
-        notes.append(f"gain at batch {batch_size:,} of {images:,} images: {values}")
-    return [
-        judge(
-            "P4",
-            parts,
-            seeds=results["settings"]["seeds"],
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds, and more sizes, as at the gpu scale",
-            notes=notes,
-        )
-    ]
+        findings.append(f"log gain at batch {batch_size:,} of {images:,} images: {values}")
+    return [judge("P4", clauses, seeds=results["settings"]["seeds"], findings=findings)]
 
 
 def rows(results: dict) -> list[dict[str, str]]:

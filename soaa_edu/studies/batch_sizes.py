@@ -36,17 +36,20 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.engine import Cell
 from soaa_edu.models import Model, cnn, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import FIRST_ORDER, METHODS, build, grid, label
-from soaa_edu.studies.runs import capped, epochs_in_turn, middles, state_bytes
+from soaa_edu.studies.results import capped
+from soaa_edu.studies.runs import epochs_in_turn, middles, state_bytes
 from soaa_edu.studies.searches import tuned
 from soaa_edu.studies.tables import as_text
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured, one_answer
 
 TITLE = "First- and second-order methods at batch sizes from 64 to 16,384"
 CLAIMS = ("P1",)
-LEAST_SEEDS = 3
 CLAIMED = ("kfac", "shampoo")
 TARGET_LOSS = 0.5
+ACCURACY_MARGIN = 0.2
+LOSS_MARGIN = 1.0
 NETWORKS = {"mlp": "MLP", "cnn": "CNN", "vit": "ViT"}
 
 
@@ -234,8 +237,7 @@ def sizes_of(results: dict, network: str) -> list[int]:
 
 def over_runs(results: dict, method: str, network: str, batch_size: int, key: str) -> np.ndarray:
     """A tuned method's numbers, seeds along the first axis."""
-    runs = results["cells"][f"{method}_on_{network}_at_{batch_size}"]["runs"]
-    return np.array([run[key] for run in runs], float)
+    return stored.over_runs(results, f"{method}_on_{network}_at_{batch_size}", key)
 
 
 def final_loss(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
@@ -258,7 +260,7 @@ def log_ratio(results: dict, method: str, network: str, batch_size: int) -> np.n
     """Log of a method's loss over the better first-order method's, one for each seed."""
     rival = best_first_order(results, network, batch_size)
     losses = (final_loss(results, m, network, batch_size) for m in (method, rival))
-    return np.log(next(losses)) - np.log(next(losses))
+    return stored.log_ratio(*losses)
 
 
 def steps_to_target(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
@@ -272,51 +274,64 @@ def steps_to_target(results: dict, method: str, network: str, batch_size: int) -
 
 def verdicts(results: dict) -> list[Verdict]:
     """P1: at the largest batch K-FAC and Shampoo beat first order, by more than at the smallest."""
-    parts: list[Part] = []
-    notes = []
+    at_largest, growth = [], []
     for network in networks_of(results):
-        sizes = sizes_of(results, network)
-        smallest, largest = sizes[0], sizes[-1]
+        smallest, *_, largest = sizes_of(results, network)
         for method in (m for m in CLAIMED if m in results["settings"]["methods"]):
-            rival = best_first_order(results, network, largest)
-            at_largest = log_ratio(results, method, network, largest)
-            of = f"{label(method)} on the {NETWORKS[network]}"
-            more_right = accuracy(results, method, network, largest) - accuracy(
-                results, rival, network, largest
-            )
-            growth = at_largest - log_ratio(results, method, network, smallest)
-            parts += [
-                Part(
-                    f"{of} at {largest:,}: log of its loss over first order's",
-                    *interval(at_largest),
-                    0.0,
-                    above=False,
-                ),
-                Part(f"{of} at {largest:,}: test accuracy gained", *interval(more_right), 0.0),
-                Part(
-                    f"{of}: the log ratio at {largest:,} less that at {smallest:,}",
-                    *interval(growth),
-                    0.0,
-                    above=False,
-                ),
-            ]
-        notes.append(
+            where = f"{label(method)}, {NETWORKS[network]}"
+            gained = accuracy_gained(results, method, network, largest)
+            less = accuracy_gained(results, method, network, smallest)
+            at_largest.append(measured(gained, where))
+            growth.append(measured(gained - less, where))
+    clauses = [
+        Clause(
+            "second order outperforms first order at large batch",
+            "accuracy less that of the better of SGD and Adam at the largest batch:",
+            "above",
+            ACCURACY_MARGIN,
+            "points",
+            at_largest,
+        ),
+        Clause(
+            "by more than at small batch",
+            "the same, less what it is at the smallest:",
+            "above",
+            ACCURACY_MARGIN,
+            "points",
+            growth,
+        ),
+    ]
+    return [judge("P1", clauses, seeds=results["settings"]["seeds"], findings=_told(results))]
+
+
+def accuracy_gained(results: dict, method: str, network: str, batch_size: int) -> np.ndarray:
+    """A method's test accuracy less that of the first-order method of higher mean accuracy."""
+    rivals = [m for m in FIRST_ORDER if m in results["settings"]["methods"]]
+    best = max(rivals, key=lambda rival: accuracy(results, rival, network, batch_size).mean())
+    mine = accuracy(results, method, network, batch_size)
+    return mine - accuracy(results, best, network, batch_size)
+
+
+def _told(results: dict) -> list[str]:
+    """Accuracies at the largest batch, and the losses there beside first order's."""
+    found = []
+    for network in networks_of(results):
+        largest = sizes_of(results, network)[-1]
+        found.append(
             f"{NETWORKS[network]}, accuracy at {largest:,}: "
             + ", ".join(
                 f"{label(m)} {mean_and_spread(accuracy(results, m, network, largest), 3)}"
                 for m in methods_of(results, network)
             )
         )
-    return [
-        judge(
-            "P1",
-            parts,
-            seeds=results["settings"]["seeds"],
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds, and the gpu scale's longer runs",
-            notes=notes,
-        )
-    ]
+        for method in (m for m in CLAIMED if m in results["settings"]["methods"]):
+            lower = log_ratio(results, method, network, largest)
+            answer = one_answer(lower, "below", LOSS_MARGIN, "%")
+            found.append(
+                f"{NETWORKS[network]}, loss of {label(method)} below first order's: {answer}, "
+                f"{100 * np.expm1(lower.mean()):+.0f} %"
+            )
+    return found
 
 
 def rows(results: dict, network: str, batch_size: int) -> list[dict[str, str]]:

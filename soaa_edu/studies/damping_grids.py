@@ -40,16 +40,16 @@ from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, hessian_free, kfac
 from soaa_edu.studies.methods import renewed_every
-from soaa_edu.studies.runs import capped
+from soaa_edu.studies.results import capped
 from soaa_edu.studies.searches import grid_around
 from soaa_edu.studies.tables import as_text
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import Clause, Reading, Verdict, judge, mean_and_spread, measured
 from soaa_edu.training import sweep
 
 TITLE = "Learning rate and damping at each batch size"
 CLAIMS = ("P6",)
-LEAST_SEEDS = 3
 NEAR_PROPORTIONAL = 0.25
+EXPONENT_MARGIN = 0.1
 """How far from 1 an exponent may be and still count as proportional.
 
 Over the factor of 64 between the laptop's batch sizes this moves the best damping by a factor of
@@ -262,12 +262,6 @@ def rate_exponent(results: dict, method: str) -> np.ndarray:
     return np.mean([exponent(rates, at_rates) for at_rates in best], axis=0)
 
 
-def distance_from_one(low: float, high: float) -> tuple[float, float]:
-    """The interval of the distance of x from 1, for x in an interval."""
-    ends = abs(low - 1), abs(high - 1)
-    return (0.0 if low <= 1 <= high else min(ends)), max(ends)
-
-
 def best_point(results: dict, method: str, batch_size: int) -> tuple[int, int]:
     """Where on the grid the mean loss over seeds is lowest: places of its rate and its damping."""
     mean = over_grid(results, method, batch_size).mean(axis=-1)
@@ -286,50 +280,62 @@ def at_edge(results: dict, method: str, batch_size: int) -> list[str]:
 
 def verdicts(results: dict) -> list[Verdict]:
     """P6: the best damping grows with the batch size, in proportion, and with the learning rate."""
-    parts: list[Part] = []
-    notes = []
+    methods = methods_of(results)
+
+    def readings(exponents: Callable, less: float = 0.0) -> list[Reading]:
+        return [measured(exponents(results, m) - less, METHODS[m]["label"]) for m in methods]
+
+    growth = "exponent of the best damping in the"
+    clauses = [
+        Clause(
+            "the smaller the batch, the smaller the best damping",
+            f"{growth} batch size:",
+            "above",
+            EXPONENT_MARGIN,
+            "",
+            readings(batch_exponent),
+        ),
+        Clause(
+            "in proportion",
+            f"{growth} batch size, less 1:",
+            "same",
+            NEAR_PROPORTIONAL,
+            "",
+            readings(batch_exponent, 1.0),
+        ),
+        Clause(
+            "damping is tied to the learning rate",
+            f"{growth} learning rate:",
+            "above",
+            EXPONENT_MARGIN,
+            "",
+            readings(rate_exponent),
+        ),
+    ]
+    return [judge("P6", clauses, seeds=results["settings"]["seeds"], findings=_told(results))]
+
+
+def _told(results: dict) -> list[str]:
+    """The exponent where the learning rate is fixed, and which best values are at an edge."""
+    found = []
     for method in methods_of(results):
         of = METHODS[method]["label"]
-        low, high = interval(batch_exponent(results, method))
-        parts += [
-            Part(f"{of}: exponent of the best damping in the batch size", low, high, 0.0),
-            Part(
-                f"{of}: its distance from 1, proportional",
-                *distance_from_one(low, high),
-                NEAR_PROPORTIONAL,
-                above=False,
-            ),
-            Part(
-                f"{of}: exponent of the best damping in the learning rate",
-                *interval(rate_exponent(results, method)),
-                0.0,
-            ),
-        ]
-        notes.append(
+        found.append(
             f"{of}, exponent in the batch size at a fixed learning rate: "
             + mean_and_spread(batch_exponent_at_rates(results, method), 2)
         )
         if method == "kfac" and FRESH in results["settings"]["learning_rates"]:
-            notes.append(
+            found.append(
                 f"{of}, the same at the rate {fresh_rate(results):.2g} alone: "
                 f"{mean_and_spread(exponent_at_fresh_rate(results, 'kfac'), 2)}, and inverting at "
                 f"every step {mean_and_spread(exponent_at_fresh_rate(results, FRESH), 2)}"
             )
-        notes += [
+        found += [
             f"{of} at batch size {size:,}: the best {name} is at its grid's edge"
             for size in results["settings"]["batch_sizes"]
             for name in at_edge(results, method, size)
         ]
-    return [
-        judge(
-            "P6",
-            parts,
-            seeds=results["settings"]["seeds"],
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds, and the gpu scale's batch sizes from 64 to 16,384",
-            notes=notes,
-        )
-    ]
+    return found
 
 
 def rows(results: dict) -> list[dict[str, str]]:

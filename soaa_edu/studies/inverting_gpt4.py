@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from soaa_edu import plotting
-from soaa_edu.studies.verdicts import Part, Verdict, judge
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, known
 
 TITLE = "What it would take to invert GPT-4's Hessian"
 CLAIMS = ("S9",)
@@ -65,28 +65,22 @@ def figure(results: dict) -> Figure:
 def verdicts(results: dict) -> list[Verdict]:
     """S9: each figure within a factor of two of the arithmetic."""
     ours = results["cells"]["arithmetic"]
-    parts = [
-        Part(
-            f"the slides' {name} over the arithmetic's, as a factor either way",
-            *_factor(claimed / np.array(ours[key])),
+    clauses = [
+        Clause(
+            f"about {claimed:.0e} {name}",
+            "the slides' figure over the arithmetic's:",
+            "same",
             FACTOR,
-            above=False,
+            "times",
+            [known(np.log(claimed / ours[key][1]))],
         )
         for name, claimed, key in (
             ("operations", CLAIMED_OPERATIONS, "operations"),
-            ("gigabytes", CLAIMED_GIGABYTES, "gigabytes"),
+            ("GB of memory", CLAIMED_GIGABYTES, "gigabytes"),
         )
     ]
-    notes = [
+    findings = [
         f"computed: {ours['operations'][1]:.1e} operations, {ours['gigabytes'][1]:.1e} GB",
         f"8 bytes for each of n³ numbers would be {ours['gigabytes_of_n_cubed'][1]:.1e} GB",
     ]
-    settled_by = "a parameter count with more digits"
-    return [judge("S9", parts, seeds=0, least_seeds=0, settled_by=settled_by, notes=notes)]
-
-
-def _factor(ratios: np.ndarray) -> tuple[float, float]:
-    """The range of max(ratio, 1 / ratio)."""
-    either_way = np.maximum(ratios, 1 / ratios)
-    passes_one = ratios.min() <= 1 <= ratios.max()
-    return (1.0 if passes_one else float(either_way.min())), float(either_way.max())
+    return [judge("S9", clauses, seeds=0, findings=findings)]

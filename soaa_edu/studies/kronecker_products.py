@@ -34,12 +34,11 @@ from soaa_edu.kronecker import factors, run_forward
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import first_order, kfac, shampoo
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, measured
 from soaa_edu.training import train
 
 TITLE = "Kronecker products beside the Fisher blocks they stand for"
 CLAIMS = ("P7",)
-LEAST_SEEDS = 3
 POOLED = 7
 DAMPING = 0.01
 MOMENTS = ("at the start", "trained")
@@ -51,7 +50,7 @@ PRODUCTS = {
     "root_scaled": "L^½ ⊗ R^½, rescaled",
 }
 SAME = 0.01
-HALF = 0.5
+NEAR = 1.1
 ROUNDING = 1e-6
 
 
@@ -296,44 +295,43 @@ def verdicts(results: dict) -> list[Verdict]:
         [over_seeds(results, m, "formula_off", k) for m in MOMENTS for k in ("kfac", "shampoo")],
         axis=0,
     )
-    parts = [
-        Part(
-            "steps of K-FAC (e = 1) and Shampoo (e = 1/4) off C⁻ᵉg",
-            *interval(formula),
+    nearest = worst_layer(results, "nearest")
+    clauses = [
+        Clause(
+            "one formula for all, with C⁻ᵉ",
+            "steps of K-FAC (e = 1) and Shampoo (e = 1/4) off C⁻ᵉg:",
+            "at most",
             ROUNDING,
-            above=False,
+            "",
+            [measured(formula)],
         ),
-        Part(
-            'the poster\'s "Gauss-Newton", the empirical Fisher, off Gauss-Newton, nearer moment',
-            *interval(empirical),
+        Clause(
+            "Gauss-Newton is E[∇L∇Lᵀ]",
+            "which is the empirical Fisher; off Gauss-Newton, at the nearer moment:",
+            "at most",
             SAME,
-            above=False,
+            "of its norm",
+            [measured(empirical)],
         ),
-        *(
-            Part(
-                f"{PRODUCTS[kind]} off the Fisher block, worst layer and moment",
-                *interval(worst_layer(results, kind)),
-                HALF,
-                above=False,
-            )
-            for kind in ("kfac", "trace", "root", "root_scaled")
+        Clause(
+            "the Kronecker products stand for it",
+            "distance from the Fisher block over that of the nearest product, worst layer:",
+            "at most",
+            NEAR,
+            "times",
+            [
+                measured(np.log(worst_layer(results, kind) / nearest), PRODUCTS[kind])
+                for kind in ("kfac", "trace", "root")
+            ],
         ),
     ]
     fisher = np.max([over_seeds(results, m, "fisher_off") for m in MOMENTS])
-    nearest = worst_layer(results, "nearest").mean()
-    notes = [
+    findings = [
         f"the Fisher off Gauss-Newton: {fisher:.1g}",
-        f"the nearest Kronecker product off it, worst layer and moment: {nearest:.3f}",
+        f"the nearest Kronecker product off the block, worst layer and moment: "
+        f"{nearest.mean():.3f}",
+        f"{PRODUCTS['root_scaled']}: {worst_layer(results, 'root_scaled').mean():.3f}",
         "L ⊗ R itself has the dimension of the squared Fisher: twice the loss makes it 16 times as "
         "large, and the Fisher 4 times",
     ]
-    return [
-        judge(
-            "P7",
-            parts,
-            seeds=len(results["cells"]),
-            least_seeds=LEAST_SEEDS,
-            settled_by="the laptop scale, and there by more seeds",
-            notes=notes,
-        )
-    ]
+    return [judge("P7", clauses, seeds=len(results["cells"]), findings=findings)]

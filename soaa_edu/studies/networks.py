@@ -15,6 +15,8 @@ NETWORKS = {
     "decoder": "decoder, next character",
 }
 
+SHORT = {"mlp": "MLP", "encoder": "encoder", "decoder": "decoder"}
+
 
 class Size(NamedTuple):
     """How large networks and data are.

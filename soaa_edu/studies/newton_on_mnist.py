@@ -30,11 +30,10 @@ from soaa_edu.data import mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, newton
+from soaa_edu.studies.results import HIGHEST_LOSS
 from soaa_edu.studies.runs import (
     BATCH_SIZE,
-    HIGHEST_LOSS,
     LIBRARY_CUTOFF,
-    SLIDES,
     SLIDES_STEPS,
     STYLES,
     accuracy_against_epochs,
@@ -49,15 +48,23 @@ from soaa_edu.studies.runs import (
     slides_objective,
     training_run,
 )
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import (
+    Clause,
+    Reading,
+    Verdict,
+    interval,
+    judge,
+    known,
+    mean_and_spread,
+    measured,
+)
 
 TITLE = "Newton on MNIST, undamped and damped"
 CLAIMS = ("S2", "S3", "S4", "S5")
 SLIDES_PARAMETERS = 7960
 TIMED = ("sgd", "damped", "slow_sgd", LIBRARY_CUTOFF)
-LEAST_SEEDS = 3
-LEARNED_LOSS = float(np.log(10)) / 2
-LEARNED_ACCURACY = 0.5
+GUESSING_LOSS = float(np.log(10))
+GUESSING_ACCURACY = 0.1
 SLOW = 10.0
 
 
@@ -188,108 +195,103 @@ def figure(results: dict) -> Figure:
 
 def verdicts(results: dict) -> list[Verdict]:
     """S2 to S5."""
-    found = {
-        "S2": (LIBRARY_CUTOFF, *_does_not_converge(results)),
-        "S3": (LIBRARY_CUTOFF, *_is_slow(results, LIBRARY_CUTOFF)),
-        "S4": ("damped", *_converges_behind_sgd(results)),
-        "S5": ("damped", *_is_slow(results, "damped")),
+    dense = "seconds of a step by dense algebra over those of SGD:"
+    claims: dict[str, tuple[str, list[Clause], list[str]]] = {
+        "S2": (LIBRARY_CUTOFF, _does_not_converge(results), _cutoffs_told(results)),
+        "S3": (
+            LIBRARY_CUTOFF,
+            [Clause("Newton is slow", dense, "above", SLOW, "times", [_slower(results)])],
+            _seconds_told(results, LIBRARY_CUTOFF),
+        ),
+        "S4": ("damped", _converges_behind_sgd(results), _losses_told(results)),
+        "S5": (
+            "damped",
+            [Clause("still slow", dense, "above", SLOW, "times", [_slower(results)])],
+            _seconds_told(results, "damped"),
+        ),
     }
     return [
         judge(
-            claim,
-            parts,
-            seeds=len(over_seeds(results, method, "final_loss")),
-            least_seeds=LEAST_SEEDS,
-            settled_by="the laptop scale, and there by more seeds",
-            notes=notes,
+            claim, clauses, seeds=len(over_seeds(results, method, "final_loss")), findings=findings
         )
-        for claim, (method, parts, notes) in found.items()
+        for claim, (method, clauses, findings) in claims.items()
     ]
 
 
-def _does_not_converge(results: dict) -> tuple[list[Part], list[str]]:
-    best = min(undamped_methods(results), key=lambda m: final_loss(results, m).mean())
-    parts = [
-        Part(
-            "final training loss at the cut-off of JAX's pseudo-inverse",
-            *interval(final_loss(results, LIBRARY_CUTOFF)),
-            LEARNED_LOSS,
+def _does_not_converge(results: dict) -> list[Clause]:
+    loss = final_loss(results, LIBRARY_CUTOFF) - GUESSING_LOSS
+    accuracy = final_accuracy(results, LIBRARY_CUTOFF) - GUESSING_ACCURACY
+    return [
+        Clause(
+            "it doesn't converge",
+            "final training loss less that of guessing:",
+            "at least",
+            0.1,
+            "nats",
+            [measured(loss)],
         ),
-        Part(
-            "final test accuracy at that cut-off",
-            *interval(final_accuracy(results, LIBRARY_CUTOFF)),
-            LEARNED_ACCURACY,
-            above=False,
-        ),
-        Part(
-            f"final training loss at the best cut-off, {_cutoff(best):g}",
-            *interval(final_loss(results, best)),
-            LEARNED_LOSS,
+        Clause(
+            "and its accuracy stays that of guessing",
+            "test accuracy less a tenth:",
+            "at most",
+            5.0,
+            "points",
+            [measured(accuracy)],
         ),
     ]
-    notes = [
+
+
+def _cutoffs_told(results: dict) -> list[str]:
+    return [
         f"cut-off {_cutoff(m):g}: training loss {mean_and_spread(final_loss(results, m))}"
         for m in undamped_methods(results)
     ]
-    return parts, notes
 
 
-def _is_slow(results: dict, method: str) -> tuple[list[Part], list[str]]:
-    sgd = seconds_a_step(results, "sgd")
-    dense_steps = dense_seconds_a_step(results)
-    exact = seconds_a_step(results, method)
-    parts = [
-        Part(
-            "seconds of a step by dense algebra over SGD's",
-            float(dense_steps.min() / sgd.mean()),
-            float(dense_steps.max() / sgd.mean()),
-            SLOW,
-        ),
-        Part(
-            "seconds of the same step taken the exact short way over SGD's",
-            *interval(exact / sgd),
-            SLOW,
-        ),
-    ]
+def _slower(results: dict) -> Reading:
+    sgd = seconds_a_step(results, "sgd").mean()
+    return known(np.log(dense_seconds_a_step(results).min() / sgd))
+
+
+def _seconds_told(results: dict, method: str) -> list[str]:
+    """What the same step takes by dense algebra and by the exact short way."""
+    sgd, exact = (seconds_a_step(results, m).mean() for m in ("sgd", method))
+    dense_steps = dense_seconds_a_step(results).mean()
     timed = results["cells"]["timing"]["dense"]["parameters"]
-    hours = dense_steps.mean() * SLIDES_STEPS / 3600
-    notes = [
-        f"dense algebra: {dense_steps.mean():.3g} s a step (timed with {timed} parameters), "
-        f"extrapolated to {hours:,.0f} h for the slides' {SLIDES_STEPS} steps",
-        f"the short way: {1e3 * exact.mean():.3g} ms a step, "
-        f"{exact.mean() * SLIDES_STEPS:,.0f} s for as many; "
-        f"SGD {1e3 * sgd.mean():.2g} ms, {sgd.mean() * SLIDES_STEPS:.2g} s",
+    return [
+        f"dense algebra: {dense_steps:.3g} s a step (timed with {timed} parameters), "
+        f"extrapolated to {dense_steps * SLIDES_STEPS / 3600:,.0f} h for the slides' "
+        f"{SLIDES_STEPS} steps",
+        f"the same step taken the exact short way: {1e3 * exact:.3g} ms, {exact / sgd:.3g} times "
+        f"SGD's {1e3 * sgd:.2g} ms, {exact * SLIDES_STEPS:,.0f} s for as many; SGD "
+        f"{sgd * SLIDES_STEPS:.2g} s",
     ]
-    return parts, notes
 
 
-def _from_slides_gap(low: float, high: float) -> tuple[float, float]:
-    """The range of abs(gap / the slides' gap - 1): below one is behind, by under twice theirs."""
-    slides_gap = SLIDES["damped"]["loss"] - SLIDES["sgd"]["loss"]
-    ends = abs(low / slides_gap - 1), abs(high / slides_gap - 1)
-    return (0.0 if low <= slides_gap <= high else min(ends)), max(ends)
-
-
-def _converges_behind_sgd(results: dict) -> tuple[list[Part], list[str]]:
-    damped, sgd, slow = (final_loss(results, m) for m in ("damped", "sgd", "slow_sgd"))
-    nearest, farthest = _from_slides_gap(*interval(damped - sgd))
-    parts = [
-        Part("final training loss", *interval(damped), LEARNED_LOSS, above=False),
-        Part(
-            "how far its loss less SGD's is from the slides' gap, over that gap",
-            nearest,
-            farthest,
+def _converges_behind_sgd(results: dict) -> list[Clause]:
+    damped, sgd = (final_loss(results, m) for m in ("damped", "sgd"))
+    behind = [measured(damped - sgd)]
+    return [
+        Clause(
+            "damping makes it converge",
+            "final training loss less that of guessing:",
+            "below",
             1.0,
-            above=False,
+            "nats",
+            [measured(damped - GUESSING_LOSS)],
         ),
+        Clause("behind SGD", "its loss less SGD's:", "above", 0.01, "nats", behind),
+        Clause("by a little", "its loss less SGD's:", "at most", 0.1, "nats", behind),
     ]
+
+
+def _losses_told(results: dict) -> list[str]:
+    damped, slow = (final_loss(results, m) for m in ("damped", "slow_sgd"))
     low, high = interval(damped - slow)
-    notes = [
+    told = [
         f"{STYLES[m]['label']}: training loss {mean_and_spread(final_loss(results, m))}, "
         f"test accuracy {mean_and_spread(final_accuracy(results, m))}"
         for m in ("damped", "slow_sgd", "sgd")
     ]
-    notes.append(
-        f"what the curvature adds: loss less that of SGD at 0.5/32, [{low:.4f}, {high:.4f}]"
-    )
-    return parts, notes
+    curvature = f"what the curvature adds: loss less that of SGD at 0.5/32, [{low:.4f}, {high:.4f}]"
+    return [*told, curvature]

@@ -21,11 +21,10 @@ from matplotlib.figure import Figure
 from soaa_edu import plotting
 from soaa_edu.optimizers import newton
 from soaa_edu.problems import random_quadratic
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, measured
 
 TITLE = "Newton's one step on quadratics, and gradient descent's many"
 CLAIMS = ("S1",)
-LEAST_SEEDS = 3
 MOST_ROUNDING = 1.0
 TARGET = 1e-6
 NO_BATCH = (None, None)
@@ -137,31 +136,20 @@ def figure(results: dict) -> Figure:
 
 
 def verdicts(results: dict) -> list[Verdict]:
-    """S1: one step leaves no more than rounding, where gradient descent needs many."""
+    """S1: one step leaves no more than rounding, at every condition number."""
     rounding = _table(results, "newton_error_over_rounding").max(axis=0)
     conditions = _table(results, "condition_number")
     counts = _table(results, "gradient_descent_steps")
-    worst = counts[conditions.argmax()]
-    parts = [
-        Part(
-            "the error after one Newton step over rounding (d κ eps), at the worst κ",
-            *interval(rounding),
-            MOST_ROUNDING,
-            above=False,
-        ),
-        Part("gradient descent's steps at the largest κ", *interval(worst), 1.0),
-    ]
-    notes = [
+    one_step = Clause(
+        "Newton solves a convex quadratic in one step",
+        "the error left at the worst κ is",
+        "at most",
+        MOST_ROUNDING,
+        "of the rounding bound d κ eps",
+        [measured(rounding)],
+    )
+    findings = [
         f"κ = {condition:g}: gradient descent takes {count.mean():,.0f} steps"
         for condition, count in zip(conditions, counts, strict=True)
     ]
-    return [
-        judge(
-            "S1",
-            parts,
-            seeds=len(rounding),
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds",
-            notes=notes,
-        )
-    ]
+    return [judge("S1", [one_step], seeds=len(rounding), findings=findings)]

@@ -29,18 +29,16 @@ from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import first_order
 from soaa_edu.optimizers.psgd import criterion, fit, identity_factors, normal_like
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 from soaa_edu.training import train
 
 TITLE = "PSGD's criterion against iterations and against samples"
 CLAIMS = ("P2",)
-LEAST_SEEDS = 3
 POOLED = 14
 DAMPING = 0.01
 STEP_SIZE = 0.1
 SMALL, LARGE = 64, 4096
-NO_BETTER = 0.8
-TWICE = 2.0
+LEVEL = 1.25
 SWEEPS = 30
 
 
@@ -242,28 +240,23 @@ def figure(results: dict) -> Figure:
 
 
 def verdicts(results: dict) -> list[Verdict]:
-    """P2: a larger batch makes P no better in as many iterations, and worse in as many examples."""
-    parts = [
-        Part(
-            f"excess of c(P) at batch {LARGE:,} over that at {SMALL}, after as many iterations",
-            *interval(at_equal_iterations(results)),
-            NO_BETTER,
-        ),
-        Part(
-            "the same after as many examples",
-            *interval(at_equal_samples(results)),
-            TWICE,
-        ),
-    ]
-    last = {b: excess(results, b)[:, -1] for b in results["settings"]["batch_sizes"]}
-    notes = [f"excess at batch {b:,} at the end: {mean_and_spread(e, 3)}" for b, e in last.items()]
-    return [
-        judge(
-            "P2",
-            parts,
-            seeds=len(results["cells"]),
-            least_seeds=LEAST_SEEDS,
-            settled_by="the laptop scale, and there by more seeds",
-            notes=notes,
+    """P2: a larger batch makes P no better in as many iterations."""
+    clauses = [
+        Clause(
+            "curvature's quality is determined by the number of iterations, whatever the batch",
+            f"excess of c(P) at batch {LARGE:,} over that at {SMALL}, after as many iterations:",
+            "same",
+            LEVEL,
+            "times",
+            [measured(np.log(at_equal_iterations(results)))],
         )
     ]
+    last = {b: excess(results, b)[:, -1] for b in results["settings"]["batch_sizes"]}
+    findings = [
+        f"excess at batch {b:,} at the end: {mean_and_spread(e, 3)}" for b, e in last.items()
+    ]
+    after = mean_and_spread(at_equal_samples(results), 2)
+    findings.append(
+        f"batch {LARGE:,} over batch {SMALL}, after as many examples: {after} times the excess"
+    )
+    return [judge("P2", clauses, seeds=len(results["cells"]), findings=findings)]

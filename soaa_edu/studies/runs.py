@@ -1,6 +1,7 @@
 """What studies on MNIST share: the slides' network, runs, tuning, timing, and their pictures."""
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import jax
@@ -13,11 +14,11 @@ from soaa_edu.data import Dataset, mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer
+from soaa_edu.studies.results import capped, over_runs
 from soaa_edu.training import History, train
 
 BATCH_SIZE = 64
 MOST_POINTS = 140
-HIGHEST_LOSS = 10.0
 LIBRARY_CUTOFF = "undamped_9.5e-03"
 SLIDES_STEPS = 7 * 937
 SLIDES = {
@@ -70,6 +71,7 @@ def training_run(
     epochs: int,
     batch_size: int = BATCH_SIZE,
     last: int | None = None,
+    curves: bool = True,
 ) -> dict[str, Any]:
     """One run as plain numbers, its curves in stretches; methods share start and order by seed.
 
@@ -86,7 +88,7 @@ def training_run(
         progress=False,
     )
     return {
-        **record(history, last or len(history.loss) // epochs),
+        **record(history, last or len(history.loss) // epochs, curves),
         "seconds": history.seconds.sum(),
     }
 
@@ -105,6 +107,24 @@ def seconds_of_steps(optimizer: Optimizer, steps: int, repeats: int) -> np.ndarr
         progress=False,
     )
     return history.seconds[1:] / steps
+
+
+def seconds_of_dispatched_steps(optimizer: Optimizer, steps: int, repeats: int) -> np.ndarray:
+    """Seconds of a step that the host sends to the device one by one, reading each loss."""
+    key = jax.random.key(0)
+    images, labels = mnist(BATCH_SIZE).train
+    batch = (jnp.asarray(images), jnp.asarray(labels))
+    params = optimizer.objective.model.init(key)
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.step)
+    seconds = []
+    for _ in range(repeats + 1):
+        began = perf_counter()
+        for _ in range(steps):
+            params, state, info = step(params, state, batch, key)
+            float(info["loss"])
+        seconds.append((perf_counter() - began) / steps)
+    return np.array(seconds[1:])
 
 
 def epochs_in_turn(
@@ -131,17 +151,21 @@ def epochs_in_turn(
     return {name: [times[name] for times in rounds] for name in optimizers}
 
 
-def record(history: History, last: int) -> dict[str, Any]:
+def record(history: History, last: int, curves: bool = True) -> dict[str, Any]:
     """A run as plain numbers, its curves in stretches; the final loss over the last steps."""
-    steps = len(history.loss)
-    points = -(-steps // -(-steps // MOST_POINTS))
-    return {
-        "steps": steps,
-        "loss": plotting.binned(history.loss, points),
+    ends = {
+        "steps": len(history.loss),
         "final_loss": history.loss[-last:].mean(),
         "diverged_at": history.diverged_at,
         "test_loss": history.test_loss,
         "test_accuracy": history.test_accuracy,
+    }
+    if not curves:
+        return ends
+    points = -(-ends["steps"] // -(-ends["steps"] // MOST_POINTS))
+    return {
+        **ends,
+        "loss": plotting.binned(history.loss, points),
         "info": {name: plotting.binned(told, points) for name, told in history.info.items()},
     }
 
@@ -173,8 +197,7 @@ def state_bytes(optimizer: Optimizer, params: Any) -> int:
 
 def over_tuned_seeds(results: dict, method: str, batch_size: int, key: str) -> np.ndarray:
     """A tuned method's numbers at a batch size, seeds along the first axis."""
-    runs = results["cells"][f"{method}_at_{batch_size}"]["runs"]
-    return np.array([run[key] for run in runs], float)
+    return over_runs(results, f"{method}_at_{batch_size}", key)
 
 
 def over_seeds(results: dict, method: str, key: str) -> np.ndarray:
@@ -186,11 +209,6 @@ def over_seeds(results: dict, method: str, key: str) -> np.ndarray:
 def final_loss(results: dict, method: str) -> np.ndarray:
     """Mean loss of the last epoch, one for each seed; a diverged run counts as 10."""
     return capped(over_seeds(results, method, "final_loss"))
-
-
-def capped(losses: np.ndarray) -> np.ndarray:
-    """Losses, of which those of diverged runs, and all above, count as 10."""
-    return np.fmin(losses, HIGHEST_LOSS)
 
 
 def final_accuracy(results: dict, method: str) -> np.ndarray:

@@ -10,11 +10,14 @@ import numpy as np
 
 from soaa_edu.data import Dataset
 from soaa_edu.optimizers import Optimizer
-from soaa_edu.studies.runs import capped, record
+from soaa_edu.studies.results import capped
+from soaa_edu.studies.runs import record
 from soaa_edu.training import History, sweep
 
 TUNING_SEED = 1000
 MOST_WIDENINGS = 6
+FINE_TUNING_SEEDS = 3
+MOST_CURVES = 9
 Grid = Mapping[str, Sequence[float]]
 
 
@@ -101,8 +104,29 @@ def tuned(
     flat = {name: told.reshape(seeds, -1) for name, told in swept.items()}
     return {
         "search": found,
-        "runs": [record(_history(flat, seed), last) for seed in range(seeds)],
+        "runs": [
+            record(_history(flat, seed), last, curves=seed < MOST_CURVES) for seed in range(seeds)
+        ],
     }
+
+
+def refined(build: Callable[..., Optimizer], data: Dataset, found: Any, **settings: Any) -> Any:
+    """A finer search around the best point of ``found``, on three seeds or more, then the runs.
+
+    Args:
+        build: point -> optimizer.
+        data: to train on.
+        found: what ``tuned`` or ``tuned_runs`` gave.
+        **settings: as those of ``tuned``.
+
+    Returns:
+        What ``tuned`` gives for three values of each number, √2 apart, and more where the best of
+        them lies at an edge.
+    """
+    best = found["search"]["best"]
+    point = best if isinstance(best, dict) else {"value": best}
+    grid = {name: grid_around(value, 2**0.5, 3) for name, value in point.items()}
+    return tuned(build, grid, data, **{"tuning_seeds": FINE_TUNING_SEEDS, **settings})
 
 
 def tuned_runs(

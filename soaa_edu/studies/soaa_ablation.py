@@ -25,21 +25,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from soaa_edu import plotting
+from soaa_edu.engine import Cell
 from soaa_edu.optimizers import Optimizer, first_order, soaa, tadam
-from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.networks import NETWORKS, SHORT, SIZES, Size, Task, task
+from soaa_edu.studies.results import REFINED
 from soaa_edu.studies.runs import (
-    capped,
     middles,
     training_run,
 )
-from soaa_edu.studies.searches import grid_around, tuned_runs
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.searches import MOST_CURVES, grid_around, refined, tuned_runs
+from soaa_edu.studies.verdicts import (
+    Clause,
+    Reading,
+    Verdict,
+    judge,
+    mean_and_spread,
+    measured,
+    one_answer,
+)
 from soaa_edu.training import train
 
 TITLE = "What each part of SOAA changes"
 CLAIMS = ("A6", "A7")
-LEAST_SEEDS = 3
-SHARE = 0.01
+SHARE = 1.0
+LOSS_MARGIN = 1.0
+ROUGHNESS_MARGIN = 10.0
 CHECKPOINTS = 10
 LEARNING_RATE = 4e-3
 GRID_RATIO = 2.0
@@ -64,6 +75,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gamma_low": {"gamma": 0.05},
     "gamma_high": {"gamma": 0.75},
 }
+REFINED_METHODS = ("soaa", "still")
 TUNED = (*VARIANTS, "tadam", "adam")
 
 
@@ -74,6 +86,8 @@ class Settings(NamedTuple):
     size: dict[str, Any]
     tuning_values: int
     seeds: int
+    refined: tuple[str, ...]
+    refined_seeds: int
     minutes: float
 
 
@@ -83,6 +97,8 @@ SCALES = {
         SIZES["quick"]._asdict(),
         1,
         3,
+        (),
+        0,
         2.0,
     ),
     "laptop": Settings(
@@ -90,10 +106,12 @@ SCALES = {
         SIZES["laptop"]._replace(characters=204_800)._asdict(),
         9,
         5,
-        20.0,
+        ("mlp",),
+        50,
+        35.0,
     ),
     "gpu": Settings(
-        ("decoder",), SIZES["gpu"]._replace(characters=5_000_000)._asdict(), 5, 3, 13.0
+        ("decoder",), SIZES["gpu"]._replace(characters=5_000_000)._asdict(), 5, 3, (), 0, 13.0
     ),
 }
 
@@ -132,33 +150,46 @@ def recorded_scales(given: Task, learning_rate: float, seed: int) -> np.ndarray:
     return np.concatenate([[1.0], history.info["trust_scale"][:-1]])
 
 
-def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
+def cells(settings: Settings) -> dict[str, Callable[..., Any] | Cell]:
     """One cell for each method on each network; SOAA's holds the two that take over its dt."""
-    found: dict[str, Callable[[], Any]] = {}
+    found: dict[str, Callable[..., Any] | Cell] = {}
     for network in settings.networks:
         given = task(network, Size(**settings.size))
         for method in TUNED:
-            measure = _soaa_and_its_schedule if method == "soaa" else _tuned
-            found[f"{method}_on_{network}"] = partial(measure, method, given, settings)
+            name = f"{method}_on_{network}"
+            borrow = partial(_with_schedules, given) if method == "soaa" else _alone
+            length: dict[str, Any] = {
+                "epochs": given.epochs,
+                "batch_size": given.batch_size,
+                "last": given.steps // CHECKPOINTS,
+            }
+            grid = grid_around(LEARNING_RATE, GRID_RATIO, settings.tuning_values)
+            tune = partial(tuned_runs, partial(build, method, given), grid, given.data, **length)
+            found[name] = partial(_then, borrow, partial(tune, seeds=settings.seeds))
+            if network in settings.refined and method in REFINED_METHODS:
+                named = partial(_build_at, method, given)
+                again = partial(refined, named, given.data, seeds=settings.refined_seeds, **length)
+                found[name + REFINED] = Cell(partial(_then, borrow, again), needs=(name,))
     return found
 
 
-def _tuned(method: str, given: Task, settings: Settings) -> dict[str, Any]:
-    return tuned_runs(
-        partial(build, method, given),
-        grid_around(LEARNING_RATE, GRID_RATIO, settings.tuning_values),
-        given.data,
-        epochs=given.epochs,
-        batch_size=given.batch_size,
-        seeds=settings.seeds,
-        last=given.steps // CHECKPOINTS,
-    )
+def _build_at(method: str, given: Task, value: Any) -> Optimizer:
+    return build(method, given, value)
 
 
-def _soaa_and_its_schedule(method: str, given: Task, settings: Settings) -> dict[str, Any]:
-    found = _tuned(method, given, settings)
-    learning_rate = found["search"]["best"]
-    scales = [recorded_scales(given, learning_rate, seed) for seed in range(settings.seeds)]
+def _then(borrow: Callable, tune: Callable, *found: Any) -> dict[str, Any]:
+    return borrow(tune(*found))
+
+
+def _alone(found: dict[str, Any]) -> dict[str, Any]:
+    return found
+
+
+def _with_schedules(given: Task, found: dict[str, Any]) -> dict[str, Any]:
+    """SOAA's runs, and those of Adam with the dt of each, and of the next one."""
+    learning_rate = _rate(found["search"]["best"])
+    seeds = len(found["runs"])
+    scales = [recorded_scales(given, learning_rate, seed) for seed in range(seeds)]
     others = [*scales[1:], scales[0]]
 
     def runs(schedules: list[np.ndarray]) -> list[dict[str, Any]]:
@@ -170,11 +201,13 @@ def _soaa_and_its_schedule(method: str, given: Task, settings: Settings) -> dict
                 given.epochs,
                 given.batch_size,
                 given.steps // CHECKPOINTS,
+                curves=seed < MOST_CURVES,
             )
             for seed, schedule in enumerate(schedules)
         ]
 
-    return {**found, "scheduled": runs(scales), "borrowed": runs(others), "dt": scales}
+    kept = scales[:MOST_CURVES]
+    return {**found, "scheduled": runs(scales), "borrowed": runs(others), "dt": kept}
 
 
 def networks_of(results: dict) -> list[str]:
@@ -185,27 +218,15 @@ def networks_of(results: dict) -> list[str]:
 def over_runs(results: dict, method: str, network: str, key: str) -> np.ndarray:
     """A method's numbers, seeds along the first axis."""
     if method in TUNED:
-        runs = results["cells"][f"{method}_on_{network}"]["runs"]
-    else:
-        runs = results["cells"][f"soaa_on_{network}"][method]
-    return np.array([run[key] for run in runs], float)
+        return stored.over_runs(results, f"{method}_on_{network}", key)
+    runs = stored.latest(results, f"soaa_on_{network}")[method]
+    return np.array([run[key] for run in runs if key in run], float)
 
 
 def told(results: dict, method: str, network: str, name: str) -> np.ndarray:
     """What a method told along its runs, means over stretches of steps, ``(seeds, points)``."""
-    runs = results["cells"][f"{method}_on_{network}"]["runs"]
-    return np.array([run["info"][name] for run in runs], float)
-
-
-def lower_loss(results: dict, network: str, rival: str) -> Part:
-    """Whether SOAA ends below a rival: the mean log ratio of their losses, seed by seed."""
-    losses = [capped(over_runs(results, m, network, "final_loss")) for m in ("soaa", rival)]
-    return Part(
-        f"log of SOAA's loss over that of {METHODS[rival]['label']}, {NETWORKS[network]}",
-        *interval(np.log(losses[0]) - np.log(losses[1])),
-        threshold=0.0,
-        above=False,
-    )
+    runs = stored.latest(results, f"{method}_on_{network}")["runs"]
+    return np.array([run["info"][name] for run in runs if "info" in run], float)
 
 
 def roughness(results: dict, method: str, network: str) -> np.ndarray:
@@ -214,32 +235,14 @@ def roughness(results: dict, method: str, network: str) -> np.ndarray:
     return np.sqrt(np.mean(np.diff(loss[:, loss.shape[1] // 2 :]) ** 2, axis=1))
 
 
-def steadier(results: dict, network: str) -> Part:
-    """Whether the loss jumps less than with dt = 1."""
-    rough = [roughness(results, method, network) for method in ("soaa", "still")]
-    return Part(
-        f"log of SOAA's roughness over that with dt = 1, {NETWORKS[network]}",
-        *interval(np.log(rough[0]) - np.log(rough[1])),
-        threshold=0.0,
-        above=False,
-    )
-
-
-def share_part(results: dict, network: str, method: str) -> Part:
-    """Whether the Fisher decides in more than a hundredth of all coordinates and steps."""
-    share = told(results, method, network, "curvature_share").mean(axis=1)
-    return Part(
-        f"share of coordinates in which the Fisher decides, {METHODS[method]['label']}, "
-        f"{NETWORKS[network]}",
-        *interval(share),
-        threshold=SHARE,
-    )
-
-
 def verdicts(results: dict) -> list[Verdict]:
     """A6 and A7."""
     networks = networks_of(results)
-    seeds = len(results["cells"][f"soaa_on_{networks[0]}"]["runs"])
+    seeds = min(stored.seeds_of(results, f"soaa_on_{network}") for network in networks)
+
+    def against(rival: str) -> list[Reading]:
+        return [measured(log_ratio(results, n, rival), SHORT[n]) for n in networks]
+
     losses = [
         f"{NETWORKS[n]}: "
         + ", ".join(
@@ -248,24 +251,56 @@ def verdicts(results: dict) -> list[Verdict]:
         )
         for n in networks
     ]
-    gains = [lower_loss(results, n, rival) for n in networks for rival in ("still", "borrowed")]
+    beside = "SOAA's loss beside that"
+    trust_region = [
+        Clause(
+            "the trust region follows the observed loss",
+            f"{beside} of Adam with the dt of another run:",
+            "below",
+            LOSS_MARGIN,
+            "%",
+            against("borrowed"),
+        ),
+        Clause(
+            "and converges faster by it",
+            f"{beside} with dt = 1:",
+            "below",
+            LOSS_MARGIN,
+            "%",
+            against("still"),
+        ),
+        Clause(
+            "and steadier",
+            "changes of the loss from stretch to stretch beside those with dt = 1:",
+            "below",
+            ROUGHNESS_MARGIN,
+            "%",
+            [measured(log_roughness(results, n), SHORT[n]) for n in networks],
+        ),
+    ]
+    fisher = [
+        Clause(
+            "the diagonal Fisher brings curvature into the step",
+            "share of coordinates in which it decides:",
+            "above",
+            SHARE,
+            "points",
+            [measured(share(results, n, "soaa"), SHORT[n]) for n in networks],
+        )
+    ]
+    other_form = [
+        f"{NETWORKS[n]}, {METHODS['sherman_morrison']['label']}: the Fisher decides in "
+        f"{100 * share(results, n, 'sherman_morrison').mean():.0f} % of coordinates"
+        for n in networks
+    ]
+    nothing_else = [
+        f"{NETWORKS[n]}: SOAA's loss beside that of Adam with SOAA's own dt, "
+        f"{100 * np.expm1(log_ratio(results, n, 'scheduled').mean()):+.4f} %"
+        for n in networks
+    ]
     return [
-        judge(
-            "A6",
-            [*gains, *(steadier(results, n) for n in networks)],
-            seeds=seeds,
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds",
-            notes=losses,
-        ),
-        judge(
-            "A7",
-            [share_part(results, n, m) for n in networks for m in ("soaa", "sherman_morrison")],
-            seeds=seeds,
-            least_seeds=LEAST_SEEDS,
-            settled_by="more seeds",
-            notes=[str(lower_loss(results, n, "scheduled")) for n in networks],
-        ),
+        judge("A6", trust_region, seeds=seeds, findings=losses),
+        judge("A7", fisher, seeds=seeds, findings=[*other_form, *nothing_else]),
     ]
 
 
@@ -273,15 +308,15 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
     """Tuned learning rate, final losses and roughness of every variant."""
     found = []
     for method, style in METHODS.items():
-        cell = results["cells"][f"{method if method in TUNED else 'soaa'}_on_{network}"]
+        cell = stored.latest(results, f"{method if method in TUNED else 'soaa'}_on_{network}")
         found.append(
             {
                 "method": style["label"],
-                "learning rate": f"{cell['search']['best']:.2g}",
+                "learning rate": f"{_rate(cell['search']['best']):.2g}",
                 "loss": mean_and_spread(over_runs(results, method, network, "final_loss"), 4),
                 "SOAA below it": ""
                 if method == "soaa"
-                else str(lower_loss(results, network, method)).split(":")[0],
+                else one_answer(log_ratio(results, network, method), "below", LOSS_MARGIN, "%"),
                 "roughness": f"{roughness(results, method, network).mean():.4f}",
             }
         )
@@ -290,7 +325,7 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
 
 def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
     """dt of one run step by step, its mean over seeds, and its two bounds."""
-    scales = np.array(results["cells"][f"soaa_on_{network}"]["dt"])
+    scales = np.array(stored.latest(results, f"soaa_on_{network}")["dt"])
     steps = scales.shape[1]
     axes.plot(scales[0], color=plotting.VERMILLION, linewidth=0.4, alpha=0.6, label="dt, one run")
     smooth = plotting.binned(scales, min(steps, 40))
@@ -335,3 +370,25 @@ def figure(results: dict) -> Figure:
     for row in axes:
         row[-1].legend(fontsize=8)
     return drawing
+
+
+def log_ratio(results: dict, network: str, rival: str) -> np.ndarray:
+    """Log of SOAA's final loss over a rival's, one for each seed."""
+    losses = (over_runs(results, m, network, "final_loss") for m in ("soaa", rival))
+    return stored.log_ratio(*losses)
+
+
+def log_roughness(results: dict, network: str) -> np.ndarray:
+    """Log of the roughness of SOAA's loss over that with dt = 1, one for each seed."""
+    return np.log(roughness(results, "soaa", network)) - np.log(
+        roughness(results, "still", network)
+    )
+
+
+def share(results: dict, network: str, method: str) -> np.ndarray:
+    """Share of coordinates, over the whole run, in which the Fisher decides, by seed."""
+    return told(results, method, network, "curvature_share").mean(axis=1)
+
+
+def _rate(best: Any) -> float:
+    return best["value"] if isinstance(best, dict) else best

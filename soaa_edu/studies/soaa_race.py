@@ -39,17 +39,26 @@ from soaa_edu.optimizers import (
     shampoo,
     soaa,
 )
-from soaa_edu.studies.networks import NETWORKS, SIZES, Size, Task, task
-from soaa_edu.studies.runs import capped, middles, state_bytes
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.networks import NETWORKS, SHORT, SIZES, Size, Task, task
+from soaa_edu.studies.runs import middles, state_bytes
 from soaa_edu.studies.searches import grid_around, tuned_runs
 from soaa_edu.studies.tables import as_text
-from soaa_edu.studies.verdicts import Part, Verdict, interval, judge, mean_and_spread
+from soaa_edu.studies.verdicts import (
+    Clause,
+    Interval,
+    Reading,
+    Verdict,
+    judge,
+    known,
+    mean_and_spread,
+    measured,
+)
 
 TITLE = "SOAA against Adam and its relatives"
 CLAIMS = ("A2", "A3", "A4", "A8", "A10")
-LEAST_SEEDS = 3
-NO_WORSE = 0.01
-SAVED = 0.70
+LOSS_MARGIN = 1.0
+CLAIMED_SAVING = 0.75
 CHECKPOINTS = 10
 RIVALS = ("adam", "adamw")
 FRUGAL = ("adam_8bit", "galore")
@@ -211,8 +220,7 @@ def networks_of(results: dict) -> list[str]:
 
 def over_runs(results: dict, method: str, network: str, key: str) -> np.ndarray:
     """A tuned method's numbers, seeds along the first axis."""
-    runs = results["cells"][f"{method}_on_{network}"]["runs"]
-    return np.array([run[key] for run in runs], float)
+    return stored.over_runs(results, f"{method}_on_{network}", key)
 
 
 def checkpoints(results: dict, method: str, network: str, count: int = CHECKPOINTS) -> np.ndarray:
@@ -232,46 +240,6 @@ def label(method: str) -> str:
     return METHODS[method]["label"]
 
 
-def lower_loss(
-    results: dict, network: str, method: str, rival: str, threshold: float = 0.0
-) -> Part:
-    """Whether a method ends below a rival: the mean log ratio of their losses, seed by seed."""
-    losses = [capped(over_runs(results, m, network, "final_loss")) for m in (method, rival)]
-    return Part(
-        f"log of {label(method)}'s loss over {label(rival)}'s, {NETWORKS[network]}",
-        *interval(np.log(losses[0]) - np.log(losses[1])),
-        threshold=threshold,
-        above=False,
-    )
-
-
-def less_spread(results: dict, network: str, rival: str) -> Part:
-    """Whether SOAA's seeds lie closer together than a rival's.
-
-    The log ratio of standard deviations, a mean over checkpoints; the interval is that of a single
-    checkpoint (an F distribution), as if all moved together.
-    """
-    spreads = [
-        np.log(checkpoints(results, method, network).std(axis=0, ddof=1))
-        for method in ("soaa", rival)
-    ]
-    estimate = np.mean(spreads[0] - spreads[1])
-    freedom = len(over_runs(results, "soaa", network, "final_loss")) - 1
-    half = 0.5 * np.log(scipy.stats.f.ppf(0.975, freedom, freedom)) if freedom else np.inf
-    return Part(
-        f"log of SOAA's spread over {label(rival)}'s, {NETWORKS[network]}",
-        float(estimate - half),
-        float(estimate + half),
-        threshold=0.0,
-        above=False,
-    )
-
-
-def exactly(says: str, value: float, threshold: float, above: bool) -> Part:
-    """A part whose statistic has no error, such as a number of bytes."""
-    return Part(says, value, value, threshold, above)
-
-
 def bytes_ratio(results: dict, network: str, key: str, method: str, rival: str) -> float:
     """Bytes of one method over those of another."""
     costs = results["cells"][f"cost_on_{network}"][key]
@@ -288,25 +256,35 @@ def verdicts(results: dict) -> list[Verdict]:
     """A2, A3, A4, A8 and A10."""
     networks = networks_of(results)
     seeds = len(results["cells"][f"soaa_on_{networks[0]}"]["runs"])
+    transformers = [n for n in networks if n != "mlp"]
 
-    def verdict(
-        claim: str,
-        parts: Sequence[Part],
-        notes: Sequence[str] = (),
-        settled_by: str = "more seeds",
-    ) -> Verdict:
-        return judge(
-            claim,
-            parts,
-            seeds=seeds,
-            least_seeds=LEAST_SEEDS,
-            settled_by=settled_by,
-            notes=notes,
+    def loss(says: str, rival: str, side: str = "below", on: Sequence[str] = networks) -> Clause:
+        readings = [measured(log_ratio(results, n, "soaa", rival), SHORT[n]) for n in on]
+        statistic = f"SOAA's loss beside that of {label(rival)}:"
+        return Clause(says, statistic, side, LOSS_MARGIN, "%", readings)
+
+    def spread(rival: str) -> Clause:
+        readings = [spread_beside(results, n, rival) for n in networks]
+        statistic = f"spread over seeds beside that of {label(rival)}:"
+        return Clause(
+            f"more stable than {label(rival)}", statistic, "below", 1.1, "times", readings
         )
 
-    def against(rivals: Sequence[str]) -> list[Part]:
-        return [lower_loss(results, n, "soaa", rival) for n in networks for rival in rivals]
-
+    more_memory = Clause(
+        "at more memory",
+        "SOAA's state over that of",
+        "above",
+        1.1,
+        "times",
+        [
+            known(
+                np.log(bytes_ratio(results, n, "bytes", "soaa", rival)),
+                f"{label(rival)}, {SHORT[n]}",
+            )
+            for rival in FRUGAL
+            for n in networks
+        ],
+    )
     losses = [
         f"{NETWORKS[n]}: "
         + ", ".join(
@@ -315,42 +293,21 @@ def verdicts(results: dict) -> list[Verdict]:
         )
         for n in networks
     ]
-    memory = [
-        exactly(
-            f"SOAA's state over {label(rival)}'s, {NETWORKS[n]}",
-            bytes_ratio(results, n, "bytes", "soaa", rival),
-            1.0,
-            above=True,
-        )
-        for n in networks
-        for rival in FRUGAL
-    ]
-    transformers = [n for n in networks if n != "mlp"]
-    alike = [lower_loss(results, n, "soaa", "adam", NO_WORSE) for n in transformers]
+    claims = {
+        "A2": [loss("faster than Adam", "adam"), loss("than AdamW", "adamw")],
+        "A3": [spread("adam"), spread("adamw")],
+        "A4": [
+            loss("lower loss than 8-bit Adam", "adam_8bit"),
+            loss("than GaLore", "galore"),
+            more_memory,
+        ],
+        "A8": [loss("as good on encoders and decoders", "adam", "at most", transformers)],
+        "A10": _eight_bits(results, networks),
+    }
     return [
-        verdict("A2", against(RIVALS), losses),
-        verdict("A3", [less_spread(results, n, rival) for n in networks for rival in RIVALS]),
-        verdict("A4", [*against(FRUGAL), *memory]),
-        verdict("A8", alike),
-        verdict("A10", _eight_bits(results, networks), settled_by="a quieter machine"),
+        judge(claim, clauses, seeds=seeds, findings=losses if claim == "A2" else ())
+        for claim, clauses in claims.items()
     ]
-
-
-def _eight_bits(results: dict, networks: Sequence[str]) -> list[Part]:
-    """State saved, time gained, and the peak memory of 8-bit Adam and GaLore beside SOAA's."""
-    parts = []
-    for n in networks:
-        saved = 1 - bytes_ratio(results, n, "bytes", "adam_8bit", "adam")
-        parts.append(exactly(f"state that 8 bits save, {NETWORKS[n]}", saved, SAVED, above=True))
-        faster = seconds_ratio(results, n, "adam", "adam_8bit")
-        parts.append(
-            Part(f"Adam's seconds over 8-bit Adam's, {NETWORKS[n]}", *interval(faster), 1.0)
-        )
-        for method in FRUGAL:
-            peak = bytes_ratio(results, n, "peak_bytes", method, "soaa")
-            says = f"peak memory of {label(method)} over SOAA's, {NETWORKS[n]}"
-            parts.append(exactly(says, peak, 1.0, above=False))
-    return parts
 
 
 def rows(results: dict, network: str) -> list[dict[str, str]]:
@@ -415,3 +372,73 @@ def figure(results: dict) -> Figure:
     axes[0, -1].legend(fontsize=8)
     axes[1, -1].legend(fontsize=8)
     return drawing
+
+
+def log_ratio(results: dict, network: str, method: str, rival: str) -> np.ndarray:
+    """Log of a method's final loss over a rival's, one for each seed."""
+    losses = (over_runs(results, m, network, "final_loss") for m in (method, rival))
+    return stored.log_ratio(*losses)
+
+
+def spread_beside(results: dict, network: str, rival: str) -> Reading:
+    """The log ratio of SOAA's standard deviation over a rival's, a mean over checkpoints.
+
+    The interval is that of a single checkpoint (an F distribution), as if all moved together.
+    """
+    spreads = [
+        np.log(checkpoints(results, method, network).std(axis=0, ddof=1))
+        for method in ("soaa", rival)
+    ]
+    estimate = float(np.mean(spreads[0] - spreads[1]))
+    seeds = len(over_runs(results, "soaa", network, "final_loss"))
+
+    def interval_at(confidence: float) -> Interval:
+        quantile = scipy.stats.f.ppf((1 + confidence) / 2, seeds - 1, seeds - 1)
+        half = 0.5 * float(np.log(quantile)) if seeds > 1 else np.inf
+        return estimate - half, estimate, estimate + half
+
+    return Reading(SHORT[network], interval_at, seeds)
+
+
+def _eight_bits(results: dict, networks: Sequence[str]) -> list[Clause]:
+    """State saved, time gained, and the peak memory of 8-bit Adam and GaLore beside SOAA's."""
+
+    def saved(network: str) -> Reading:
+        share = 1 - bytes_ratio(results, network, "bytes", "adam_8bit", "adam")
+        return known(share - CLAIMED_SAVING, SHORT[network])
+
+    def faster(network: str) -> Reading:
+        return measured(
+            np.log(seconds_ratio(results, network, "adam", "adam_8bit")), SHORT[network]
+        )
+
+    def less(network: str, method: str) -> Reading:
+        peak = bytes_ratio(results, network, "peak_bytes", method, "soaa")
+        return known(np.log(peak), f"{label(method)}, {SHORT[network]}")
+
+    return [
+        Clause(
+            "8-bit Adam saves up to 75 % of the optimizer's memory",
+            "the share of Adam's state that it saves, less 75 %:",
+            "same",
+            5.0,
+            "points",
+            [saved(n) for n in networks],
+        ),
+        Clause(
+            "and trains up to 4 times faster",
+            "Adam's seconds of a step over its own:",
+            "above",
+            1.1,
+            "times",
+            [faster(n) for n in networks],
+        ),
+        Clause(
+            "it and GaLore need less memory than SOAA",
+            "peak memory beside SOAA's:",
+            "below",
+            1.0,
+            "%",
+            [less(n, method) for method in FRUGAL for n in networks],
+        ),
+    ]

@@ -1,6 +1,11 @@
-"""From numbers to a verdict: each part of a claim is an interval on one side of a threshold."""
+"""From numbers to a verdict, by rules fixed before the numbers.
 
-from collections.abc import Sequence
+A claim is split into clauses, each with one statistic and one margin: the smallest difference that
+a practitioner would act on, never zero. The first clause is the primary one, with which the claim
+stands or falls. Where a clause is read on several networks, all of its readings count.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,40 +13,103 @@ import scipy.stats
 
 HOLDS = "holds"
 IN_PART = "holds in part"
-DOES_NOT_HOLD = "does not hold here"
-UNSETTLED = "cannot be settled at this scale"
+DOES_NOT_HOLD = "does not hold"
+OPEN = "open"
+YES, NO, NO_DIFFERENCE = "yes", "no", "no difference"
+LEAST_SEEDS = 3
+CONFIDENCE = 0.95
+SIDES = ("above", "below", "at least", "at most", "same")
+
+Interval = tuple[float, float, float]
 
 
-class Part(NamedTuple):
-    """One thing a claim says: that a statistic lies above, or below, a threshold.
+class Reading(NamedTuple):
+    """A clause's statistic in one place, such as on one network.
 
     Attributes:
-        says: the statement, in words.
-        low: lower end of the statistic's interval.
-        high: its upper end.
-        threshold: fixed before the study is run.
-        above: whether the claim wants the statistic above the threshold.
+        where: the place, or an empty string where there is one alone.
+        interval_at: confidence -> the interval's low end, the estimate and the high end. For the
+            units ``"%"`` and ``"times"`` they are logarithms of a ratio.
+        seeds: how many independent numbers it rests on; 0 for one without any error.
+    """
+
+    where: str
+    interval_at: Callable[[float], Interval]
+    seeds: int
+
+
+def measured(values: Any, where: str = "") -> Reading:
+    """The mean of ``values``, one for each seed."""
+    values = np.asarray(values, float)
+
+    def interval_at(confidence: float) -> Interval:
+        low, high = interval(values, confidence)
+        return low, float(values.mean()), high
+
+    return Reading(where, interval_at, len(values))
+
+
+def known(value: Any, where: str = "") -> Reading:
+    """A number that has no error, such as one of bytes."""
+    return Reading(where, lambda _: (float(value),) * 3, 0)
+
+
+class Clause(NamedTuple):
+    """One sentence of a source, and how it is measured.
+
+    Attributes:
+        says: the sentence, in few words.
+        statistic: what is measured: zero, or a ratio of one, means no difference.
+        side: where the sentence wants it. ``"above"`` and ``"below"`` claim a difference,
+            ``"at least"`` and ``"at most"`` that there is none to the other side, ``"same"`` that
+            there is none at all.
+        margin: in the unit; a difference of less is none.
+        unit: ``"%"`` or ``"times"``, of a ratio; ``"points"``, of a share in per cent; or the name
+            of any other, in which the statistic is as it stands.
+        readings: the statistic, place by place.
     """
 
     says: str
-    low: float
-    high: float
-    threshold: float
-    above: bool = True
+    statistic: str
+    side: str
+    margin: float
+    unit: str
+    readings: Sequence[Reading]
+
+
+class Answered(NamedTuple):
+    """A reading's simultaneous interval, and what it says of the clause."""
+
+    where: str
+    interval: Interval
+    answer: str
+
+
+class Judged(NamedTuple):
+    """A clause with its answers."""
+
+    clause: Clause
+    readings: tuple[Answered, ...]
 
     @property
-    def holds(self) -> bool | None:
-        """Whether the whole interval is on the claim's side, or none of it, or neither."""
-        if self.low > self.threshold:
-            return self.above
-        if self.high < self.threshold:
-            return not self.above
-        return None
+    def answer(self) -> str:
+        """Of the whole clause; ``"holds in part"`` where it is a yes in some places alone."""
+        answers = {reading.answer for reading in self.readings}
+        if answers == {YES}:
+            return YES
+        if YES in answers:
+            return IN_PART
+        if OPEN in answers or not answers:
+            return OPEN
+        return NO_DIFFERENCE if answers == {NO_DIFFERENCE} else NO
 
     def __str__(self) -> str:
-        answer = {True: "yes", False: "no", None: "open"}[self.holds]
-        side = "above" if self.above else "below"
-        return f"{answer}: {self.says}, [{self.low:.4g}, {self.high:.4g}] {side} {self.threshold:g}"
+        """In one line: the answer, the sentence, each reading with its interval, the margin."""
+        mixed = len({reading.answer for reading in self.readings}) > 1
+        found = "; ".join(_reading_text(r, self.clause.unit, mixed) for r in self.readings)
+        margin = f"margin {self.clause.margin:g} {self.clause.unit}".rstrip()
+        answer = "in part" if self.answer == IN_PART else self.answer
+        return f"{answer}: {self.clause.says}; {self.clause.statistic} {found} ({margin})"
 
 
 class Verdict(NamedTuple):
@@ -50,48 +118,163 @@ class Verdict(NamedTuple):
     Attributes:
         claim: its name in the ledger, such as ``"S1"``.
         answer: one of the four.
-        parts: what was tested.
-        notes: other numbers a reader needs to judge.
+        clauses: the primary one first.
+        findings: other numbers that a reader may want, none of which decides.
         seeds: how many seeds there were.
-        settled_by: for a claim left open, what would settle it.
+        closes: what would close an open reading, or an empty string.
     """
 
     claim: str
     answer: str
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...]
+    clauses: tuple[Judged, ...]
+    findings: tuple[str, ...]
     seeds: int
-    settled_by: str
+    closes: str
+
+    @property
+    def counts(self) -> str:
+        """How many readings have each answer, such as ``"4 yes, 2 no"``."""
+        answers = [reading.answer for clause in self.clauses for reading in clause.readings]
+        kinds = (YES, NO, NO_DIFFERENCE, OPEN)
+        return ", ".join(f"{answers.count(kind)} {kind}" for kind in kinds if kind in answers)
 
 
 def judge(
-    claim: str,
-    parts: Sequence[Part],
-    *,
-    seeds: int,
-    least_seeds: int,
-    settled_by: str,
-    notes: Sequence[str] = (),
+    claim: str, clauses: Sequence[Clause], *, seeds: int, findings: Sequence[str] = ()
 ) -> Verdict:
-    """The verdict that the parts carry.
+    """The verdict that the clauses carry.
 
-    With enough seeds, true and false parts together make *holds in part*, even where another part
-    is open; otherwise one open part leaves the claim open. With too few seeds, or no part,
-    it stays open.
+    Intervals are simultaneous over all readings that have an error, by Bonferroni. With fewer than
+    three seeds, nothing that has an error is settled.
+
+    Args:
+        claim: its name in the ledger.
+        clauses: at most four, the primary one first.
+        seeds: how many there were, to be told.
+        findings: other numbers, in words.
+
+    Raises:
+        ValueError: no clause, more than four, a margin that is not positive, or an unknown side.
     """
-    answers = {part.holds for part in parts}
-    if seeds < least_seeds:
-        answer = UNSETTLED
-    elif {True, False} <= answers:
-        answer = IN_PART
-    elif None in answers or not answers:
-        answer = UNSETTLED
+    if not 1 <= len(clauses) <= 4:
+        raise ValueError(f"{claim} has {len(clauses)} clauses: split it into one to four")
+    random = sum(reading.seeds > 0 for clause in clauses for reading in clause.readings)
+    confidence = 1 - (1 - CONFIDENCE) / max(random, 1)
+    judged = tuple(_judged(clause, confidence) for clause in clauses)
+    primary = judged[0].answer
+    if primary in (NO, NO_DIFFERENCE):
+        answer = DOES_NOT_HOLD
+    elif primary == OPEN:
+        answer = OPEN
     else:
-        answer = HOLDS if True in answers else DOES_NOT_HOLD
-    return Verdict(claim, answer, tuple(parts), tuple(notes), seeds, settled_by)
+        answer = HOLDS if all(clause.answer == YES for clause in judged) else IN_PART
+    return Verdict(claim, answer, judged, tuple(findings), seeds, _closes(judged, confidence))
 
 
-def interval(values: Any, confidence: float = 0.95) -> tuple[float, float]:
+def one_answer(values: Any, side: str, margin: float, unit: str) -> str:
+    """What ``values``, one for each seed, say of a single clause: its answer, as in a table."""
+    clause = Clause("", "", side, margin, unit, [measured(values)])
+    return _judged(clause, CONFIDENCE).answer
+
+
+def _judged(clause: Clause, confidence: float) -> Judged:
+    if clause.side not in SIDES or not clause.margin > 0:
+        raise ValueError(
+            f"{clause.says!r} has the side {clause.side!r} and the margin {clause.margin}: take a "
+            f"margin above zero, and a side of {', '.join(SIDES)}"
+        )
+    answered = []
+    for reading in clause.readings:
+        found = reading.interval_at(confidence)
+        settled = reading.seeds == 0 or reading.seeds >= LEAST_SEEDS
+        answer = (
+            _answer(found[0], found[2], clause.side, _inner_margin(clause)) if settled else OPEN
+        )
+        answered.append(Answered(reading.where, found, answer))
+    return Judged(clause, tuple(answered))
+
+
+def _answer(low: float, high: float, side: str, margin: float) -> str:
+    """An interval that leaves no room for the difference claimed is a *no*, wherever it ends."""
+    if side in ("below", "at most"):
+        low, high = -high, -low
+    within = -margin <= low and high <= margin
+    if side == "same":
+        return YES if within else NO if low > margin or high < -margin else OPEN
+    if side in ("at least", "at most"):
+        return YES if low > -margin else NO if high < -margin else OPEN
+    if within:
+        return NO_DIFFERENCE
+    return YES if low > margin else NO if high < margin else OPEN
+
+
+def _inner_margin(clause: Clause) -> float:
+    """The margin on the scale of the readings."""
+    scales: dict[str, Callable] = {
+        "%": lambda margin: np.log1p(margin / 100),
+        "times": np.log,
+        "points": lambda margin: margin / 100,
+    }
+    return float(scales.get(clause.unit, float)(clause.margin))
+
+
+def in_unit(value: float, unit: str) -> float:
+    """A number as it is told: a log ratio in per cent or times, a share in points."""
+    scales: dict[str, Callable] = {
+        "%": lambda v: 100 * np.expm1(v),
+        "times": np.exp,
+        "points": lambda v: 100 * v,
+    }
+    return float(scales.get(unit, float)(value))
+
+
+def _reading_text(reading: Answered, unit: str, with_answer: bool) -> str:
+    low, middle, high = (in_unit(value, unit) for value in reading.interval)
+    sign = "+" if unit in ("%", "points") else ""
+    number = f"{middle:{sign}.3g} {unit}".rstrip()
+    if low < high:
+        number += f" [{low:.3g}, {high:.3g}]"
+    told = f"{reading.answer}, {number}" if with_answer else number
+    return f"{reading.where}: {told}" if reading.where else told
+
+
+def _closes(judged: Sequence[Judged], confidence: float) -> str:
+    """How many seeds would close the open readings, were their estimates and spreads right.
+
+    An interval closes a reading once it is half as wide as its middle is far from what the clause
+    asks for, or as the margin where the middle is nearer than that.
+    """
+    needed = []
+    for each in judged:
+        margin = _inner_margin(each.clause)
+        for reading, found in zip(each.clause.readings, each.readings, strict=True):
+            if found.answer == OPEN:
+                low, middle, high = found.interval
+                if reading.seeds < LEAST_SEEDS or not np.isfinite(high - low):
+                    return f"at least {LEAST_SEEDS} seeds"
+                far = max(margin, _to_the_limit(middle, each.clause.side, margin))
+                of_student = scipy.stats.t.ppf((1 + confidence) / 2, reading.seeds - 1)
+                of_normal = scipy.stats.norm.ppf((1 + confidence) / 2)
+                half = (high - low) / 2 * of_normal / of_student
+                needed.append(reading.seeds * (half / far) ** 2)
+    return f"about {_rounded_up(max([*needed, LEAST_SEEDS])):,} seeds" if needed else ""
+
+
+def _to_the_limit(middle: float, side: str, margin: float) -> float:
+    """How far an estimate is from the value that parts a yes from anything else."""
+    if side == "same":
+        return abs(abs(middle) - margin)
+    limit = {"above": margin, "below": -margin, "at least": -margin, "at most": margin}[side]
+    return abs(middle - limit)
+
+
+def _rounded_up(number: float) -> int:
+    """To one significant digit and a half: 37 -> 40, 120 -> 150."""
+    power = 10 ** np.floor(np.log10(max(number, 1)))
+    return int(np.ceil(number / power * 2) / 2 * power) or 1
+
+
+def interval(values: Any, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Student's interval for the mean of ``values``, one for each seed; everything for one seed."""
     values = np.asarray(values, float)
     if len(values) < 2:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from soaa_edu.studies import adaptive_damping as study
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 LOSSES = {"tuned_gauss_newton": 0.2, "levenberg_marquardt": 0.2, "trust_region": 0.2}
 BATCHES = (64, 640)
@@ -33,8 +33,8 @@ def results(made_up_runs):
         ({}, HOLDS),
         ({"at_640": {"levenberg_marquardt": 0.5}}, IN_PART),
         ({"losses": {"levenberg_marquardt": 0.5}}, DOES_NOT_HOLD),
-        ({"losses": {"levenberg_marquardt": np.array([0.2, 0.3, 0.1])}}, UNSETTLED),
-        ({"seeds": 2}, UNSETTLED),
+        ({"losses": {"levenberg_marquardt": np.array([0.2, 0.3, 0.1])}}, OPEN),
+        ({"seeds": 2}, OPEN),
     ],
 )
 def test_s10_can_come_out_every_way(answers, results, changes, answer):
@@ -48,8 +48,8 @@ def test_s10_can_come_out_every_way(answers, results, changes, answer):
         ({"losses": {"trust_region": 0.5}}, IN_PART),
         ({"errors": (1e-3, 1e-2)}, IN_PART),
         ({"losses": {"trust_region": 0.5}, "errors": (1e-3, 1e-2)}, DOES_NOT_HOLD),
-        ({"errors": (1e-12, 1e-2)}, UNSETTLED),
-        ({"seeds": 2}, UNSETTLED),
+        ({"errors": (1e-12, 1e-2)}, OPEN),
+        ({"seeds": 2}, OPEN),
     ],
 )
 def test_s11_can_come_out_every_way(answers, results, changes, answer):

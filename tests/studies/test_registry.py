@@ -17,7 +17,7 @@ from soaa_edu import engine, studies
 from soaa_edu.engine import cells
 from soaa_edu.provenance import provenance
 from soaa_edu.storage import StoredFileError
-from soaa_edu.studies.verdicts import HOLDS, Part, judge
+from soaa_edu.studies.verdicts import HOLDS, Clause, judge, known
 
 
 class Settings(NamedTuple):
@@ -55,8 +55,8 @@ def fake(monkeypatch):
         return drawing
 
     def verdicts(results):
-        parts = [Part("the sum", *2 * (sum(results["cells"]["second"]["numbers"]),), 0.5)]
-        return [judge("F1", parts, seeds=3, least_seeds=3, settled_by="")]
+        total = known(sum(results["cells"]["second"]["numbers"]))
+        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])], seeds=3)]
 
     study.cells = lambda settings: {
         "first": lambda: compute("first", settings),

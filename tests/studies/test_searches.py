@@ -6,7 +6,8 @@ from soaa_edu import Objective, first_order, softmax_cross_entropy
 from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
 from soaa_edu.studies import searches
-from soaa_edu.studies.runs import HIGHEST_LOSS, training_run
+from soaa_edu.studies.results import HIGHEST_LOSS
+from soaa_edu.studies.runs import training_run
 
 DATA = Dataset(train=(np.eye(3, dtype=np.float32), np.arange(3)))
 OBJECTIVE = Objective(mlp([3, 4]), softmax_cross_entropy)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from soaa_edu.studies import soaa_and_cat as study
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, UNSETTLED
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 
 def results(solved=7, decades=2.0, rising=0.0, seeds=3):
@@ -30,10 +30,10 @@ def results(solved=7, decades=2.0, rising=0.0, seeds=3):
         (results(), HOLDS),
         (results(decades=0.3), IN_PART),
         (results(solved=3, decades=0.3, rising=0.2), DOES_NOT_HOLD),
-        (results(solved=[7, 7, 3]), UNSETTLED),
-        (results(decades=[0.5, 1.5, 2.0]), UNSETTLED),
-        (results(rising=[0.0, 0.01, 0.02]), UNSETTLED),
-        (results(seeds=2), UNSETTLED),
+        (results(solved=[7, 7, 3]), OPEN),
+        (results(decades=[0.5, 1.5, 2.0]), OPEN),
+        (results(rising=[0.0, 0.01, 0.02]), OPEN),
+        (results(seeds=2), OPEN),
     ],
 )
 def test_a9_can_come_out_every_way(answers, made_up, answer):

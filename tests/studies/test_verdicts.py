@@ -6,63 +6,143 @@ from soaa_edu.studies.verdicts import (
     DOES_NOT_HOLD,
     HOLDS,
     IN_PART,
-    UNSETTLED,
-    Part,
+    OPEN,
+    Clause,
+    Reading,
     interval,
     judge,
+    known,
     mean_and_spread,
+    measured,
+    one_answer,
 )
 
-YES, NO, OPEN = Part("it", 2, 3, 1.0), Part("it", 0, 0.5, 1.0), Part("it", 0, 3, 1.0)
+BETTER, WORSE, LEVEL, ANYTHING = known(2), known(-2), known(0), measured([0.0, -9, 9])
+
+
+def clause(*readings, side="above", margin=1.0, unit=""):
+    return Clause("it is so", "it is", side, margin, unit, readings)
 
 
 @pytest.mark.parametrize(
-    "parts, answer",
+    "clauses, answer",
     [
-        ([YES, YES], HOLDS),
-        ([NO, NO], DOES_NOT_HOLD),
-        ([YES, NO], IN_PART),
-        ([YES, NO, OPEN], IN_PART),
-        ([YES, OPEN], UNSETTLED),
-        ([NO, OPEN], UNSETTLED),
-        ([OPEN], UNSETTLED),
-        ([], UNSETTLED),
+        ([[BETTER]], HOLDS),
+        ([[BETTER], [BETTER, BETTER]], HOLDS),
+        ([[WORSE], [BETTER]], DOES_NOT_HOLD),
+        ([[LEVEL], [BETTER]], DOES_NOT_HOLD),
+        ([[LEVEL, WORSE]], DOES_NOT_HOLD),
+        ([[BETTER], [WORSE]], IN_PART),
+        ([[BETTER], [LEVEL]], IN_PART),
+        ([[BETTER], [ANYTHING]], IN_PART),
+        ([[BETTER, WORSE]], IN_PART),
+        ([[BETTER, ANYTHING]], IN_PART),
+        ([[ANYTHING], [BETTER]], OPEN),
+        ([[ANYTHING, WORSE], [BETTER]], OPEN),
     ],
 )
-def test_the_parts_carry_the_answer(parts, answer):
-    verdict = judge("S1", parts, seeds=3, least_seeds=3, settled_by="more", notes=["so"])
-    assert verdict == ("S1", answer, tuple(parts), ("so",), 3, "more")
-
-
-@pytest.mark.parametrize("parts", [[YES], [NO], [YES, NO]])
-def test_too_few_seeds_settle_nothing(parts):
-    assert judge("S1", parts, seeds=2, least_seeds=3, settled_by="").answer == UNSETTLED
+def test_the_claim_stands_or_falls_with_its_first_clause(clauses, answer):
+    verdict = judge("S1", [clause(*readings) for readings in clauses], seeds=3)
+    assert verdict.answer == answer
+    assert (verdict.closes != "") == any(ANYTHING in readings for readings in clauses)
 
 
 @pytest.mark.parametrize(
-    "low, high, above, holds",
+    "side, answers",
     [
-        (1.1, 2, True, True),
-        (1.1, 2, False, False),
-        (0, 0.9, True, False),
-        (0, 0.9, False, True),
-        (0, 2, True, None),
-        (1, 2, True, None),
-        (0, 1, False, None),
-        (np.nan, np.nan, True, None),
-        (-np.inf, np.inf, False, None),
+        ("above", ["no", "no difference", "yes", "no", "open"]),
+        ("below", ["yes", "no difference", "no", "open", "no"]),
+        ("at least", ["no", "yes", "yes", "open", "yes"]),
+        ("at most", ["yes", "yes", "no", "yes", "open"]),
+        ("same", ["no", "yes", "no", "open", "open"]),
     ],
 )
-def test_a_part_holds_where_its_whole_interval_is_on_the_claims_side(low, high, above, holds):
-    part = Part("x", low, high, 1.0, above)
-    assert part.holds is holds
-    assert str(part).startswith({True: "yes: x", False: "no: x", None: "open: x"}[holds])
+def test_an_answer_needs_the_whole_interval_on_one_side_of_the_margin(side, answers):
+    places = [(-3, -2), (-0.5, 0.5), (2, 3), (-2, 0.5), (-0.5, 2)]
+    readings = [Reading("", lambda _, ends=(low, 0, high): ends, 0) for low, high in places]
+    judged = judge("S1", [clause(*readings, side=side)], seeds=3).clauses[0]
+    found = [reading.answer for reading in judged.readings]
+    assert found == answers
 
 
-def test_a_part_reads_as_a_sentence():
-    assert str(Part("its loss", 0.5, 1 / 3, 2.0, above=False)) == (
-        "yes: its loss, [0.5, 0.3333] below 2"
-    )
+def test_an_interval_that_touches_the_margin_is_no_yes():
+    assert judge("S1", [clause(known(1.0))], seeds=3).answer == DOES_NOT_HOLD
+
+
+def test_two_seeds_settle_nothing_but_a_number_without_error_does():
+    assert one_answer([5.0, 5.0], "above", 1.0, "") == "open"
+    assert one_answer([5.0, 5.0, 5.0], "above", 1.0, "") == "yes"
+    assert judge("S1", [clause(measured([5.0]))], seeds=1).closes == "at least 3 seeds"
+    assert judge("S1", [clause(known(5.0))], seeds=0).answer == HOLDS
+
+
+def test_a_diverged_statistic_is_open():
+    assert one_answer([np.nan] * 4, "above", 1.0, "") == "open"
+
+
+def test_intervals_are_simultaneous_over_all_readings_that_have_an_error():
+    values = [1.0, 2.0, 4.0]
+    clauses = [clause(measured(values), known(3)), clause(measured(values), measured(values))]
+    low, middle, high = judge("S1", clauses, seeds=3).clauses[0].readings[0].interval
+    assert middle == pytest.approx(7 / 3)
+    assert (low, high) == pytest.approx(interval(values, 1 - 0.05 / 3))
+
+
+@pytest.mark.parametrize(
+    "unit, value, margin, text",
+    [
+        ("%", np.log(0.87), 1, "-13 %"),
+        ("times", np.log(2.5), 1.1, "2.5 times"),
+        ("points", 0.031, 0.2, "+3.1 points"),
+        ("nats", 0.25, 0.1, "0.25 nats"),
+        ("", 0.25, 0.1, "0.25"),
+    ],
+)
+def test_numbers_and_margins_are_told_in_plain_units(unit, value, margin, text):
+    side = "below" if value < 0 else "above"
+    (judged,) = judge(
+        "S1", [clause(known(value), side=side, margin=margin, unit=unit)], seeds=1
+    ).clauses
+    assert str(judged) == f"yes: it is so; it is {text} (margin {margin} {unit}".rstrip() + ")"
+
+
+def test_the_margin_is_a_ratio_where_the_statistic_is_one():
+    assert one_answer(np.log([1.015] * 3), "above", 1.0, "%") == "yes"
+    assert one_answer(np.log([1.005] * 3), "above", 1.0, "%") == "no difference"
+    assert one_answer(np.log([1.09] * 3), "at most", 1.1, "times") == "yes"
+    assert one_answer(np.log([1.11] * 3), "at most", 1.1, "times") == "no"
+
+
+def test_a_clause_names_the_answer_of_each_place_where_they_differ():
+    mixed = judge("S1", [clause(known(2, "here"), known(-2, "there"))], seeds=3).clauses[0]
+    assert str(mixed) == "in part: it is so; it is here: yes, 2; there: no, -2 (margin 1)"
+
+
+def test_readings_are_counted_by_answer():
+    verdict = judge("S1", [clause(BETTER, BETTER), clause(WORSE, ANYTHING, LEVEL)], seeds=3)
+    assert verdict.counts == "2 yes, 1 no, 1 no difference, 1 open"
+
+
+def test_the_seeds_that_would_close_it_grow_with_the_square_of_the_spread():
+    def needed(spread):
+        values = spread * np.array([-1.0, 0, 1, 0, 0, 1, -1, 0])
+        return judge("S1", [clause(measured(values))], seeds=8).closes
+
+    quantile, spread = scipy.stats.norm.ppf(0.975), np.std([-1.0, 0, 1, 0, 0, 1, -1, 0], ddof=1)
+    assert needed(10) == f"about {np.ceil((10 * spread * quantile) ** 2 / 50) * 50:.0f} seeds"
+    assert needed(100).endswith(",500 seeds") or needed(100).endswith(",000 seeds")
+
+
+@pytest.mark.parametrize("clauses", [[], [clause(BETTER)] * 5])
+def test_a_claim_has_one_to_four_clauses(clauses):
+    with pytest.raises(ValueError, match="split it"):
+        judge("S1", clauses, seeds=3)
+
+
+@pytest.mark.parametrize("wrong", [{"margin": 0.0}, {"side": "better"}])
+def test_a_margin_of_zero_and_an_unknown_side_are_refused(wrong):
+    with pytest.raises(ValueError, match="margin above zero"):
+        judge("S1", [clause(BETTER, **wrong)], seeds=3)
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -75,10 +155,6 @@ def test_the_interval_is_students(rng, count, confidence):
 
 def test_one_seed_leaves_everything_open():
     assert interval([0.3]) == (-np.inf, np.inf)
-
-
-def test_a_seed_without_a_number_leaves_everything_open():
-    assert Part("x", *interval([1.0, np.nan, 1.0]), 0.0).holds is None
 
 
 def test_mean_and_spread_are_those_of_the_sample():
