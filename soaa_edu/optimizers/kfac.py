@@ -77,6 +77,9 @@ def kfac(
     is the factored damping of their section 6.3. With ``exact_damping`` it is C⁻¹ g itself: for
     A = U diag(a) Uᵀ and G = V diag(b) Vᵀ, U [(Uᵀ ∇W̃ V) / (a bᵀ + λ)] Vᵀ.
 
+    η and μ are yours, as in later implementations. Martens & Grosse set both at every step from
+    the quadratic model of the exact Fisher (their sections 6.4 and 7).
+
     Every other array takes the diagonal of its Fisher, g / (diag F + λ). A batch without a target
     that counts, or whose loss or gradient is not finite, changes nothing.
 

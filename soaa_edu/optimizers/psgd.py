@@ -27,7 +27,8 @@ class PsgdState(NamedTuple):
         momentum: the running average of G.
         factors: of each array its Q, (Q₁, Q₂) for a matrix and (q,) for a vector.
         preconditioners: of each array QᵀQ, factor by factor.
-        info: ``criterion``, c(P) on the gradient and the probe by which P last moved.
+        info: ``criterion``, c(P) on the gradient and the probe by which P last moved; at a
+            step that leaves P alone it is that old reading.
     """
 
     steps: jax.Array
@@ -39,7 +40,11 @@ class PsgdState(NamedTuple):
 
 
 def often_at_first(steps: Any) -> Any:
-    """Li's probability of moving P: one for 500 steps, then exponentially down to 0.03."""
+    """The probability of moving P at a step: one for 500 steps, then exponentially down to 0.03.
+
+    The schedule is that of the public Kron optimizers for JAX and PyTorch; Li's own code moves P
+    at every step by default.
+    """
     return jnp.clip(jnp.exp(-0.001 * (steps - 500.0)), 0.03, 1.0)
 
 
@@ -106,7 +111,8 @@ def scale_by_psgd(
 
     Args:
         b1: decay of M.
-        update_probability: of moving P at a step, a number or a schedule ``steps -> probability``.
+        update_probability: of moving P at a step, a number or a schedule ``steps -> probability``;
+            by default always for 500 steps, then ever more rarely.
         step_size: of the descent on c(P).
         block_size: the longest axis that is not split.
         seed: of the probes and of the choice of steps.
