@@ -34,7 +34,7 @@ def main() -> None:
         soaa_edu.models.mlp([784, 256, 256, 10], jnp.tanh), soaa_edu.softmax_cross_entropy
     )
     ten = partial(hessian_free, larger, curvature="gauss_newton", max_iterations=10, tolerance=0.0)
-    print("mlp([784, 256, 256, 10]) tanh, batch 512 (Gauss-Newton at most 16 Adam steps)")
+    print("mlp([784, 256, 256, 10]) tanh, batch 512 (Gauss-Newton at most 11 Adam steps)")
     compare(
         larger,
         512,

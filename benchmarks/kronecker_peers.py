@@ -1,4 +1,4 @@
-"""Steps of other people's K-FAC, Shampoo and PSGD in JAX, as multiples of Adam's.
+"""Steps of other people's K-FAC, Shampoo, PSGD and Gauss-Newton in JAX, as multiples of Adam's.
 
 They need an older JAX: run this in an environment made from ``peers.txt``, not in the project's.
 SOAP is missing: we know no release of it in JAX on the package index that installs by itself.
@@ -139,6 +139,30 @@ def psgd(params: Any, batches: list) -> Callable[[], Any]:
     return steps_of(transformation, params, batches)
 
 
+def gauss_newton(params: Any, batches: list) -> Callable[[], Any]:
+    """Ten iterations of conjugate gradients from zero, damping fixed."""
+    import somax
+
+    method = somax.sgn_ce(predict_fn=forward, lam0=1.0, tol=0.0, maxiter=10, warm_start=False)
+    key = jax.random.PRNGKey(2)
+
+    @jax.jit
+    def step(params: Any, state: Any, inputs: Any, labels: Any) -> tuple[Any, Any]:
+        batch = {"x": inputs, "y": labels}
+        params, state, _ = method.step(params, batch, state, key)
+        return params, state
+
+    carried = params, method.init(params)
+
+    def call() -> Any:
+        nonlocal carried
+        for batch in batches:
+            carried = step(*carried, *batch)
+        return carried
+
+    return call
+
+
 def steps_of(transformation: Any, params: Any, batches: list) -> Callable[[], Any]:
     """A call takes one step on each batch, and the next one goes on from there."""
 
@@ -164,6 +188,7 @@ PEERS = {
     "K-FAC (kfac-jax)": kfac,
     "PSGD (psgd-jax)": psgd,
     "Shampoo, blocks of 128 (optax-shampoo)": shampoo,
+    "Gauss-Newton, 10 CG iterations (somax)": gauss_newton,
 }
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ def hessian_free(
     """Hessian-free Newton, as in the slides: θ ← θ - α d, (C + λI) d = g by conjugate gradients.
 
     The curvature is linearised once a step, and every iteration is one product with it. Where the
-    model declares its input layer and the inputs are much wider than the batch, the iteration runs
-    in coordinates on the batch's rows: the same iterates, at a fraction of the cost.
+    model declares its input layer and the inputs are wider than the batch, the iteration runs in
+    coordinates on the batch's rows if that is less work: the same iterates, at less cost.
     Where the first direction already has negative curvature, as near a saddle, a fixed λ takes
     d = g, the way down that needs no curvature (Nocedal & Wright 2006, algorithm 7.1), and an
     adapted one grows until it no longer has.

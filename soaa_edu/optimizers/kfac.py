@@ -19,6 +19,7 @@ from soaa_edu.kronecker import (
     no_factors,
     run_forward,
 )
+from soaa_edu.linear_solvers.triangles import inverse_of_definite
 from soaa_edu.objective import Loss, Objective, weights_of
 from soaa_edu.optimizers.parameters import all_finite, in_float32
 from soaa_edu.optimizers.protocol import Optimizer
@@ -263,9 +264,7 @@ def _inverse(factor: jax.Array, damping: jax.Array) -> jax.Array:
     """Of a matrix, or of a diagonal."""
     if factor.ndim == 1:
         return 1 / (factor + damping)
-    identity = jnp.eye(len(factor), dtype=factor.dtype)
-    triangle = jax.scipy.linalg.cho_factor(factor + damping * identity)
-    return jax.scipy.linalg.cho_solve(triangle, identity)
+    return inverse_of_definite(factor + damping * jnp.eye(len(factor), dtype=factor.dtype))
 
 
 def _divide_by_factors(inverses: tuple, layer: Any, damping: jax.Array) -> Any:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import solve_triangular
 
 from soaa_edu import checks
+from soaa_edu.linear_solvers.triangles import solve_lower
 from soaa_edu.optimizers.blocks import from_blocks, is_matrix, one_at_a_time, to_blocks
 from soaa_edu.optimizers.refreshes import refreshed
 from soaa_edu.optimizers.transformations import alias, transformation
@@ -258,7 +258,7 @@ def _largest(array: jax.Array) -> jax.Array:
 
 def _divided_by_transpose(q: jax.Array, v: jax.Array) -> jax.Array:
     """Q⁻ᵀ v."""
-    return solve_triangular(q, v, trans="T")
+    return solve_lower(q.T, v)
 
 
 def _moved(q: jax.Array, aa: jax.Array, bb: jax.Array, step_size: Any) -> jax.Array:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from soaa_edu.models.layers import Model
 from soaa_edu.objective import Objective
 
-INPUTS_TO_A_ROW = 4
+PRODUCTS = 10
+"""With the curvature, for which one change of coordinates has to pay."""
 
 
 class Seen(NamedTuple):
@@ -50,23 +51,27 @@ def seen_by_batch(objective: Any, params: Any, batch: Any) -> Seen:
 
 
 def spanned_by_rows(objective: Any, params: Any, batch: Any) -> Seen:
-    """The objective on the rows themselves as a basis, D = X̃ᵀ A, where the inputs are much wider.
+    """The objective on the rows themselves as a basis, D = X̃ᵀ A, where that is less work.
 
-    The basis is not orthonormal: its Gram matrix X̃X̃ᵀ is the metric. In these coordinates a
+    The basis is not orthonormal: its Gram matrix K = X̃X̃ᵀ is the metric. In these coordinates a
     gradient is the gradient in the pre-activations, and K times a direction is its change of them,
-    so that a product with the curvature reads no input.
+    so that a product with the curvature multiplies with K once, where it would with X̃ and X̃ᵀ. It
+    is less work if there are fewer rows than columns and ten products make up for K.
     """
     if not _reads_rows(objective):
         return _everything(objective, params)
     rows = _rows(objective, params, batch)
-    if INPUTS_TO_A_ROW * rows.shape[0] > rows.shape[1]:
+    count, width = rows.shape
+    outputs = params[objective.model.input_layer]["weight"].shape[1]
+    saved_by_a_product = count * outputs * (2 * width - count)
+    if count >= width or count**2 * width > PRODUCTS * saved_by_a_product:
         return _everything(objective, params)
     gram = rows @ rows.T
 
     def metric(v: Any) -> Any:
         return {**v, "seen": gram @ v["seen"]}
 
-    seen = _restricted(objective, params, rows.shape[0], lambda change: change, rows.T)
+    seen = _restricted(objective, params, count, lambda change: change, rows.T)
     return seen._replace(metric=metric)
 
 

@@ -15,9 +15,9 @@ both_spans = pytest.mark.parametrize("span", [seen_by_batch, spanned_by_rows])
 
 
 @pytest.fixture
-def wide(classifier, rng):
+def wide(classifier, rng, request):
     """A network with 40 inputs, the same without a declared input layer, and batches for both."""
-    objective, params = classifier((40, 5, 4))
+    objective, params = classifier((40, getattr(request, "param", 5), 4))
     undeclared = Objective(replace(objective.model, input_layer=None), objective.loss)
 
     def batch(shape):
@@ -56,9 +56,12 @@ def test_a_product_lifts_to_the_product_and_the_metric_measures_lengths(wide, sp
 
 @pytest.mark.parametrize("damping", [8.0, levenberg_marquardt(8.0)])
 @pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
-def test_hessian_free_takes_the_same_step_with_a_declared_input_layer(wide, curvature, damping):
+@pytest.mark.parametrize("rows", [6, 40])
+def test_hessian_free_takes_the_same_step_with_a_declared_input_layer(
+    wide, rows, curvature, damping
+):
     objective, undeclared, params, draw = wide
-    batch = draw((6,))
+    batch = draw((rows,))
     outcomes = []
     for each in (objective, undeclared):
         optimizer = hessian_free(each, damping=damping, curvature=curvature, learning_rate=0.5)
@@ -77,7 +80,11 @@ def test_examples_that_repeat_do_no_harm(wide):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), *steps)
 
 
-@pytest.mark.parametrize("span, most", [(seen_by_batch, 40), (spanned_by_rows, 10)])
+@pytest.mark.parametrize(
+    "wide, span, most",
+    [(5, seen_by_batch, 40), (5, spanned_by_rows, 40), (2, spanned_by_rows, 26)],
+    indirect=["wide"],
+)
 def test_a_batch_with_too_many_rows_is_left_as_it_is(wide, span, most):
     objective, undeclared, params, draw = wide
     assert span(objective, params, draw((most,))).coordinates is not params
