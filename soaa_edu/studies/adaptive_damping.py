@@ -226,9 +226,9 @@ def _no_worse(results: dict, rule: str, says: str) -> Clause:
 
 
 def lost(results: dict, rule: str, batch_size: int) -> np.ndarray:
-    """Which of a rule's runs ended above the loss of guessing, or diverged: one, else zero."""
+    """Which of a rule's runs ended above half the loss of guessing, or diverged: one, else zero."""
     losses = over_runs(results, f"{rule}_at_{batch_size}", "final_loss")
-    return 1.0 - (losses < np.log(10))
+    return 1.0 - (losses < np.log(10) / 2)
 
 
 def _loses_no_more(results: dict, rule: str) -> Clause:

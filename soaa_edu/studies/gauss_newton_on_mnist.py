@@ -227,14 +227,10 @@ def figure(results: dict) -> Figure:
 
 def verdicts(results: dict) -> list[Verdict]:
     """S6 and S8."""
-    found = {
-        "S6": (_fast_and_good(results), _fast_and_good_told(results)),
-        "S8": (_best_of_all(results), _best_of_all_told(results)),
-    }
-    seeds = len(over_seeds(results, "sgd", "final_loss"))
+    few, many = (len(f(results, "sgd", "final_loss")) for f in (over_seeds, paired))
     return [
-        judge(claim, clauses, seeds=seeds, findings=findings)
-        for claim, (clauses, findings) in found.items()
+        judge("S6", _fast_and_good(results), seeds=few, findings=_fast_and_good_told(results)),
+        judge("S8", _best_of_all(results), seeds=many, findings=_best_of_all_told(results)),
     ]
 
 

@@ -241,8 +241,9 @@ def _reading_text(reading: Answered, unit: str, with_answer: bool) -> str:
 def _closes(judged: Sequence[Judged], confidence: float) -> str:
     """How many seeds would close the open readings, were their estimates and spreads right.
 
-    An interval closes a reading once it is half as wide as its middle is far from what the clause
-    asks for, or as the margin where the middle is nearer than that.
+    An interval closes a reading once half of it is shorter than the way from its middle to what
+    the clause asks for. Where that way is short, seeds are counted first to make it as short as the
+    margin.
     """
     needed = []
     for each in judged:
@@ -252,12 +253,22 @@ def _closes(judged: Sequence[Judged], confidence: float) -> str:
                 low, middle, high = found.interval
                 if reading.seeds < LEAST_SEEDS or not np.isfinite(high - low):
                     return f"at least {LEAST_SEEDS} seeds"
-                far = max(margin, _to_the_limit(middle, each.clause.side, margin))
-                of_student = scipy.stats.t.ppf((1 + confidence) / 2, reading.seeds - 1)
-                of_normal = scipy.stats.norm.ppf((1 + confidence) / 2)
-                half = (high - low) / 2 * of_normal / of_student
-                needed.append(reading.seeds * (half / far) ** 2)
+                student = scipy.stats.t.ppf((1 + confidence) / 2, reading.seeds - 1)
+                spread = (high - low) / 2 / student * reading.seeds**0.5
+                far = _to_the_limit(middle, each.clause.side, margin)
+                few = _enough(spread, max(far, margin), confidence)
+                enough = few > reading.seeds
+                needed.append(few if enough else _enough(spread, far, confidence))
     return f"about {_rounded_up(max([*needed, LEAST_SEEDS])):,} seeds" if needed else ""
+
+
+def _enough(spread: float, half: float, confidence: float) -> int:
+    """How many seeds of that spread make an interval of so much to each side."""
+    normal = scipy.stats.norm.ppf((1 + confidence) / 2)
+    seeds = max(LEAST_SEEDS, int((normal * spread / half) ** 2))
+    while scipy.stats.t.ppf((1 + confidence) / 2, seeds - 1) * spread / seeds**0.5 > half:
+        seeds += 1
+    return seeds
 
 
 def _to_the_limit(middle: float, side: str, margin: float) -> float:

@@ -1,17 +1,22 @@
 import numpy as np
 import pytest
 
+from soaa_edu import studies
 from soaa_edu.storage import plain
 from soaa_edu.studies import batch_over_dataset as study
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 FIELD = ("sgd", "adam", "kfac", "shampoo")
 
 
-def results(gain, seeds=3, spread=0.01):
-    """Made-up results: K-FAC's gain on SGD as a function of images and batch size."""
+def results(gain, seeds=3, spread=0.01, on_test=None):
+    """Made-up results: K-FAC's gain on SGD as a function of images and batch size.
+
+    That on the test loss is the same, or another function.
+    """
     settings = study.SCALES["laptop"]._replace(methods=FIELD, seeds=seeds)
 
-    def loss(method, images, batch_size, seed):
+    def loss(gain, method, images, batch_size, seed):
         if method in ("adam", "shampoo"):
             return 9.0
         wanted = gain(images, batch_size) + spread * (seed - seeds // 2)
@@ -20,7 +25,11 @@ def results(gain, seeds=3, spread=0.01):
     cells = {
         f"{method}_on_{n}_at_{b}": {
             "runs": [
-                {"steps": 3 * (n // b), "final_loss": loss(method, n, b, seed)}
+                {
+                    "steps": 3 * (n // b),
+                    "final_loss": loss(gain, method, n, b, seed),
+                    "test_loss": [2.3, loss(on_test or gain, method, n, b, seed)],
+                }
                 for seed in range(seeds)
             ]
         }
@@ -34,17 +43,33 @@ def with_ratio(n, b):
     return 1 + 0.2 * np.log(b / n)
 
 
+def against_ratio(n, b):
+    return -0.2 * np.log(b / n)
+
+
+def with_batch(n, b):
+    return 0.2 * np.log(b)
+
+
+def everywhere_alike(n, b):
+    return 1.0
+
+
 @pytest.mark.parametrize(
-    "gain, seeds, spread, answer",
+    "gain, on_test, seeds, answer",
     [
-        (with_ratio, 3, 0.01, "holds"),
-        (lambda n, b: -0.2 * np.log(b), 3, 0.01, "does not hold here"),
-        (lambda n, b: 0.2 * np.log(b), 3, 0.01, "holds in part"),
-        (with_ratio, 2, 0.01, "cannot be settled at this scale"),
+        (with_ratio, with_ratio, 3, HOLDS),
+        (with_batch, with_batch, 3, IN_PART),
+        (with_ratio, against_ratio, 3, IN_PART),
+        (with_ratio, everywhere_alike, 3, IN_PART),
+        (against_ratio, against_ratio, 3, DOES_NOT_HOLD),
+        (everywhere_alike, everywhere_alike, 3, DOES_NOT_HOLD),
+        (lambda n, b: -0.2 * np.log(b), None, 3, DOES_NOT_HOLD),
+        (with_ratio, with_ratio, 2, OPEN),
     ],
 )
-def test_p4_can_come_out_every_way(answers, gain, seeds, spread, answer):
-    assert answers(results(gain, seeds, spread))["P4"] == answer
+def test_p4_can_come_out_every_way(answers, gain, on_test, seeds, answer):
+    assert answers(results(gain, seeds, on_test=on_test))["P4"] == answer
 
 
 def test_where_seeds_disagree_p4_stays_open(answers):
@@ -54,15 +79,39 @@ def test_where_seeds_disagree_p4_stays_open(answers):
         tilts = (-0.2, 0.05, 0.3)
         for run, tilt in zip(runs, tilts, strict=True):
             run["final_loss"] = float(np.exp(-tilt * np.log(place[1] / place[0]) - tilt))
-    assert answers(made_up)["P4"] == "cannot be settled at this scale"
+            run["test_loss"] = [2.3, run["final_loss"]]
+    assert answers(made_up)["P4"] == OPEN
 
 
 def test_slopes_in_batch_and_dataset_size_are_found_again():
     made_up = results(lambda n, b: 0.3 * np.log(b) - 0.1 * np.log(n), spread=0)
     np.testing.assert_allclose(study.slopes(made_up), [[0.3, -0.1]] * 3, rtol=1e-4)
-    np.testing.assert_allclose(study.alike(made_up), 0.0, atol=1e-4)
-    made_up = results(lambda n, b: 4 + 0.2 * np.log(b) - 0.3 * np.log(n), spread=0)
-    np.testing.assert_allclose(study.alike(made_up), 0.2 - 0.3 / 3, rtol=1e-4)
+
+
+def test_training_and_test_loss_each_have_their_gain_and_slopes():
+    made_up = results(with_ratio, spread=0, on_test=with_batch)
+    np.testing.assert_allclose(study.slopes(made_up), [[0.2, -0.2]] * 3, rtol=1e-4)
+    of_test = study.slopes(made_up, "test_loss")
+    np.testing.assert_allclose(of_test, [[0.2, 0.0]] * 3, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(study.slope_in_ratio(made_up), 0.2, rtol=1e-4)
+    np.testing.assert_allclose(
+        study.gain(made_up, 8000, 512, "test_loss"), 0.2 * np.log(512), rtol=1e-5
+    )
+
+
+def test_the_verdict_reads_the_gain_as_the_ratio_doubles_and_as_both_sizes_do():
+    made_up = results(with_ratio, spread=0, on_test=lambda n, b: 0.3 * np.log(b) - 0.1 * np.log(n))
+    (verdict,) = studies.verdicts(made_up)
+    in_ratio, both = (
+        {reading.where: reading.interval[1] for reading in clause.readings}
+        for clause in verdict.clauses
+    )
+    assert in_ratio["training loss"] == pytest.approx(0.2 * np.log(2), rel=1e-4)
+    assert in_ratio["test loss"] == pytest.approx(
+        np.log(2) * study.slope_in_ratio(made_up, "test_loss")[0]
+    )
+    assert both["training loss"] == pytest.approx(0, abs=1e-4)
+    assert both["test loss"] == pytest.approx((0.3 - 0.1) * np.log(2), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,37 @@
 import numpy as np
 import pytest
 
+from soaa_edu import studies
 from soaa_edu.storage import plain
 from soaa_edu.studies import batch_sizes as study
 from soaa_edu.studies.methods import METHODS
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 FIELD = tuple(METHODS)
 
 
 def results(losses, accuracies=None, seeds=3):
-    """Made-up results on the MLP at 64, 256 and 1,024: (method, batch size) -> loss."""
+    """Made-up results on the MLP at 64, 256 and 1,024: (method, batch size) -> loss, or accuracy.
+
+    Either is given for all batch sizes of a method, too, and for all seeds or one by one.
+    """
     settings = study.SCALES["quick"]._replace(
         batch_sizes={"mlp": (64, 256, 1024)}, methods=FIELD, seeds=seeds
     )
 
     def runs(method, size):
-        loss = losses.get((method, size), losses.get(method, 0.5))
-        accuracy = (accuracies or {}).get(method, 0.9)
+        loss, accuracy = (
+            np.broadcast_to(given.get((method, size), given.get(method, default)), seeds)
+            for given, default in ((losses, 0.5), (accuracies or {}, 0.9))
+        )
         return [
             {
                 "steps": 40,
                 "loss": [2.3, value, value, value],
                 "final_loss": value,
-                "test_accuracy": [0.5, accuracy + 0.001 * seed],
+                "test_accuracy": [0.5, accuracy[seed] + 0.001 * seed],
             }
-            for seed, value in enumerate(np.broadcast_to(loss, seeds))
+            for seed, value in enumerate(loss)
         ]
 
     cells = {
@@ -43,31 +50,57 @@ def results(losses, accuracies=None, seeds=3):
     return plain({"study": "batch_sizes", "settings": settings._asdict(), "cells": cells})
 
 
-WINS = {
-    "kfac": np.array([0.2, 0.21, 0.19]),
-    "shampoo": np.array([0.25, 0.26, 0.24]),
-    ("kfac", 64): np.array([0.5, 0.51, 0.49]),
-    ("shampoo", 64): np.array([0.5, 0.51, 0.49]),
-}
-MORE = {"kfac": 0.95, "shampoo": 0.95}
-LOSES = {name: 0.7 * np.array([1, 1.02, 0.98]) for name in ("kfac", "shampoo")} | {
-    (name, 64): 0.3 * np.array([1, 1.02, 0.98]) for name in ("kfac", "shampoo")
-}
-NOISY = {name: np.array([0.1, 0.5, 2.0]) for name in ("kfac", "shampoo")}
+CLAIMED = ("kfac", "shampoo")
+AT_SMALL = {(name, 64): 0.9 for name in CLAIMED}
+WINS = dict.fromkeys(CLAIMED, 0.93) | AT_SMALL
+LOSES = dict.fromkeys(CLAIMED, 0.88) | AT_SMALL
+LEVEL = dict.fromkeys(CLAIMED, 0.901) | AT_SMALL
+NOISY = {name: np.array([0.85, 0.92, 0.99]) for name in CLAIMED} | AT_SMALL
 
 
 @pytest.mark.parametrize(
-    "losses, accuracies, seeds, answer",
+    "accuracies, seeds, answer",
     [
-        (WINS, MORE, 3, "holds"),
-        (LOSES, {"kfac": 0.8, "shampoo": 0.8}, 3, "does not hold here"),
-        ({**WINS, "shampoo": LOSES["shampoo"]}, MORE, 3, "holds in part"),
-        (NOISY, MORE, 3, "cannot be settled at this scale"),
-        ({"kfac": 0.2}, MORE, 2, "cannot be settled at this scale"),
+        (WINS, 3, HOLDS),
+        ({**WINS, "shampoo": 0.88}, 3, IN_PART),
+        ({**WINS, "shampoo": NOISY["shampoo"]}, 3, IN_PART),
+        ({**WINS, **{(name, 64): 0.95 for name in CLAIMED}}, 3, IN_PART),
+        ({**WINS, ("kfac", 64): np.array([0.85, 0.92, 0.99])}, 3, IN_PART),
+        ({**WINS, "adam": 0.95}, 3, DOES_NOT_HOLD),
+        (LOSES, 3, DOES_NOT_HOLD),
+        (LEVEL, 3, DOES_NOT_HOLD),
+        (NOISY, 3, OPEN),
+        ({**NOISY, "shampoo": 0.88}, 3, OPEN),
+        (WINS, 2, OPEN),
     ],
 )
-def test_p1_can_come_out_every_way(answers, losses, accuracies, seeds, answer):
-    assert answers(results(losses, accuracies, seeds))["P1"] == answer
+def test_p1_can_come_out_every_way(answers, accuracies, seeds, answer):
+    assert answers(results({}, accuracies, seeds))["P1"] == answer
+
+
+@pytest.mark.parametrize(
+    "loss, found",
+    [
+        (np.array([0.2, 0.21, 0.19]), "yes, -60 %"),
+        (np.array([0.7, 0.71, 0.69]), "no, +40 %"),
+        (0.5, "no difference, +0 %"),
+        (np.array([0.1, 0.5, 2.0]), "open, -7 %"),
+    ],
+)
+def test_losses_are_told_beside_the_accuracies_and_decide_nothing(loss, found):
+    (verdict,) = studies.verdicts(results(dict.fromkeys(CLAIMED, loss), WINS))
+    assert verdict.answer == HOLDS
+    told = [f for f in verdict.findings if "loss of" in f]
+    assert told == [
+        f"MLP, loss of {METHODS[name]['label']} below first order's: {found}" for name in CLAIMED
+    ]
+
+
+def test_the_rival_in_accuracy_is_the_more_accurate_first_order_method():
+    made_up = results({"sgd": 0.1}, {"adam": 0.92, ("sgd", 64): 0.94, "kfac": 0.95})
+    for size, gained in ((64, 0.01), (1024, 0.03)):
+        found = study.accuracy_gained(made_up, "kfac", "mlp", size)
+        np.testing.assert_allclose(found, gained, rtol=1e-5)
 
 
 def test_the_rival_is_the_better_first_order_method_at_that_batch_size():

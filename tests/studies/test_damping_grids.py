@@ -95,8 +95,8 @@ def test_at_one_rate_k_fac_is_compared_with_inverses_that_are_never_old():
         np.testing.assert_allclose(
             study.best_at_fresh_rate(old, method)[:, 0], (np.array(SIZES) / 128) ** slope, rtol=1e-4
         )
-    notes = " ".join(studies.verdicts(old)[0].notes)
-    assert "at the rate 0.1 alone: 0.70 ± 0.00, and inverting at every step 0.20 ± 0.00" in notes
+    findings = " ".join(studies.verdicts(old)[0].findings)
+    assert "at the rate 0.1 alone: 0.70 ± 0.00, and inverting at every step 0.20 ± 0.00" in findings
     assert study.methods_of(old) == list(study.METHODS)
 
 
@@ -121,18 +121,31 @@ def test_a_parabola_in_logarithms_finds_its_minimum_between_the_points():
 
 
 @pytest.mark.parametrize(
-    "ends, expected",
-    [((0.9, 1.2), (0, 0.2)), ((-0.5, 0.1), (0.9, 1.5)), ((1.1, 1.5), (0.1, 0.5))],
+    "batch, spread, answer",
+    [
+        (1.0, 0.02, "yes"),
+        (0.8, 0.0, "yes"),
+        (1.2, 0.0, "yes"),
+        (0.7, 0.0, "no"),
+        (1.3, 0.0, "no"),
+        (-1.0, 0.02, "no"),
+        (1.0, 0.2, "open"),
+        (1.2, 0.02, "open"),
+    ],
 )
-def test_the_distance_from_one_over_an_interval(ends, expected):
-    assert study.distance_from_one(*ends) == pytest.approx(expected)
+def test_an_exponent_is_in_proportion_within_the_margin_of_one(batch, spread, answer):
+    in_proportion = studies.verdicts(results(batch=batch, spread=spread))[0].clauses[1]
+    assert [reading.where for reading in in_proportion.readings] == ["K-FAC", "Gauss-Newton"]
+    for reading in in_proportion.readings:
+        assert reading.answer == answer
+        assert reading.interval[1] == pytest.approx(batch - 1, abs=1e-4)
 
 
 def test_a_best_value_at_its_grid_s_edge_is_said():
-    notes = studies.verdicts(results())[0].notes
-    assert not [note for note in notes if "edge" in note]
+    findings = studies.verdicts(results())[0].findings
+    assert not [finding for finding in findings if "edge" in finding]
     (verdict,) = studies.verdicts(results(centre=1e3))
-    assert "K-FAC at batch size 32: the best damping is at its grid's edge" in verdict.notes
+    assert "K-FAC at batch size 32: the best damping is at its grid's edge" in verdict.findings
 
 
 def test_the_table_has_steps_and_the_best_point_of_every_batch_size():

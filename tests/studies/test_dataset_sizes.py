@@ -3,6 +3,7 @@ import pytest
 
 from soaa_edu.storage import plain
 from soaa_edu.studies import dataset_sizes as study
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 FEW, MORE, MOST = 1000, 10_000, 100_000
 READINGS = (
@@ -44,11 +45,15 @@ GROWS = {(FEW, 1): 1.01, (FEW, 10): 0.9, (MORE, 1): 0.8, (MOST, 1): 0.6}
 @pytest.mark.parametrize(
     "shampoo, seeds, spread, answer",
     [
-        (FADES, 3, 0.001, "holds"),
-        (GROWS, 3, 0.001, "does not hold here"),
-        ({**FADES, (MOST, 1): 0.9}, 3, 0.001, "holds in part"),
-        (FADES, 3, 0.3, "cannot be settled at this scale"),
-        (FADES, 2, 0.001, "cannot be settled at this scale"),
+        (FADES, 3, 0.001, HOLDS),
+        ({**FADES, (FEW, 1): 1.0}, 3, 0.001, IN_PART),
+        ({**FADES, (FEW, 1): 1.2}, 3, 0.001, IN_PART),
+        (FADES, 3, 0.3, IN_PART),
+        (GROWS, 3, 0.001, DOES_NOT_HOLD),
+        ({**FADES, (MOST, 1): 0.9}, 3, 0.001, DOES_NOT_HOLD),
+        ({**FADES, (MOST, 1): 1.1}, 3, 0.001, DOES_NOT_HOLD),
+        ({**FADES, (MOST, 1): 0.97}, 3, 0.3, OPEN),
+        (FADES, 2, 0.001, OPEN),
     ],
 )
 def test_p3_can_come_out_every_way(answers, shampoo, seeds, spread, answer):

@@ -53,8 +53,12 @@ def results(lost=0.002, gained=0.3, alone=0.1, seeds=3):
     "made_up, answer",
     [
         (results(), HOLDS),
-        (results(alone=0.8), IN_PART),
+        (results(alone=0.8), HOLDS),
+        (results(lost=-0.05), HOLDS),
         (results(gained=-0.1), IN_PART),
+        (results(gained=0.0), IN_PART),
+        (results(gained=np.array([-0.1, 0.1, 0.3])), IN_PART),
+        (results(lost=0.05), DOES_NOT_HOLD),
         (results(lost=0.05, gained=-0.1, alone=0.8), DOES_NOT_HOLD),
         (results(lost=np.array([0.0, 0.03, 0.002])), OPEN),
         (results(seeds=2), OPEN),
@@ -62,6 +66,21 @@ def results(lost=0.002, gained=0.3, alone=0.1, seeds=3):
 )
 def test_p5_can_come_out_every_way(answers, made_up, answer):
     assert answers(made_up) == {"P5": answer}
+
+
+def test_p5_holds_in_part_where_one_form_alone_keeps_its_accuracy(answers):
+    made_up = results()
+    for share in SETTINGS.shares:
+        made_up["cells"][f"plain_at_{share:g}"] = results(lost=0.05)["cells"][f"plain_at_{share:g}"]
+    assert answers(made_up) == {"P5": IN_PART}
+
+
+def test_what_the_first_refresh_alone_reaches_is_told():
+    (verdict,) = studies.verdicts(plain(results(alone=0.8)))
+    assert len(verdict.findings) == 2
+    for finding in verdict.findings:
+        assert "refreshes throughout: 0.9000 ± 0.0000" in finding
+        assert "the first step's alone: 0.8080 ± 0.0080" in finding
 
 
 def test_the_shares_that_stand_for_the_claim_give_two_early_refreshes_at_every_scale():

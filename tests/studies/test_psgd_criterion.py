@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from soaa_edu.studies import psgd_criterion as study
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, OPEN
 
 SIZES = (64, 4096)
 ITERATIONS = 128
@@ -39,13 +39,16 @@ def results(small=0.5, large=0.5, large_early=2.0, seeds=3):
     "made_up, answer",
     [
         (results(), HOLDS),
-        (results(large=0.2), IN_PART),
+        (results(large=0.58), HOLDS),
+        (results(large_early=0.5), HOLDS),
+        (results(large=0.2), DOES_NOT_HOLD),
+        (results(large=0.9), DOES_NOT_HOLD),
         (results(large=0.2, large_early=0.6), DOES_NOT_HOLD),
         (results(large=np.array([0.1, 0.9, 0.4])), OPEN),
         (results(seeds=2), OPEN),
     ],
 )
-def test_p2_can_come_out_every_way(answers, made_up, answer):
+def test_p2_can_come_out_every_way_that_one_reading_can(answers, made_up, answer):
     assert answers(made_up) == {"P2": answer}
 
 
@@ -54,6 +57,11 @@ def test_equal_samples_compares_the_large_batch_early_with_the_small_one_late():
     np.testing.assert_allclose(
         study.at_equal_samples(made_up), 2.0 / 0.5 / (1 + 0.01 * np.arange(3))
     )
+
+
+def test_the_excess_after_as_many_examples_is_told_and_decides_nothing():
+    (verdict,) = study.verdicts(results(large_early=2.0))
+    assert verdict.findings[-1].endswith("after as many examples: 3.96 ± 0.04 times the excess")
 
 
 def test_the_figure_shows_each_batch_size_against_iterations_and_examples(draw):

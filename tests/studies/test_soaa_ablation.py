@@ -12,7 +12,7 @@ from soaa_edu.models import mlp
 from soaa_edu.storage import plain
 from soaa_edu.studies import soaa_ablation as study
 from soaa_edu.studies.networks import Size, Task
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN, one_answer
 
 TINY = Size(
     images=64,
@@ -30,17 +30,18 @@ JUMPS = dict.fromkeys(study.METHODS, 0.1) | {"soaa": 0.05}
 SHARES = {"soaa": 0.3, "sherman_morrison": 0.4}
 
 
-def results(losses=(), jumps=(), shares=(), seeds=3):
+def results(losses=(), jumps=(), shares=(), on_decoder=(), seeds=3):
     """Made-up results: final losses, the zigzag of each loss curve, the Fisher's share.
 
-    A number of a method is the same for all seeds, or there is one for each.
+    A number of a method is the same for all seeds, or there is one for each. Losses and shares on
+    the decoder may differ: ``{"losses": ..., "shares": ...}``.
     """
     losses, jumps, shares = LOSSES | dict(losses), JUMPS | dict(jumps), SHARES | dict(shares)
 
-    def runs(method):
-        loss, jump, share = (
-            np.broadcast_to(numbers.get(method, 0.0), seeds) for numbers in (losses, jumps, shares)
-        )
+    def runs(method, network):
+        there = dict(on_decoder) if network == "decoder" else {}
+        given = losses | there.get("losses", {}), jumps, shares | there.get("shares", {})
+        loss, jump, share = (np.broadcast_to(numbers.get(method, 0.0), seeds) for numbers in given)
         return [
             {
                 "steps": 80,
@@ -58,10 +59,13 @@ def results(losses=(), jumps=(), shares=(), seeds=3):
     cells = {}
     for network in ("mlp", "decoder"):
         for method in study.TUNED:
-            cells[f"{method}_on_{network}"] = {"search": {"best": 0.004}, "runs": runs(method)}
+            cells[f"{method}_on_{network}"] = {
+                "search": {"best": 0.004},
+                "runs": runs(method, network),
+            }
         cells[f"soaa_on_{network}"] |= {
-            "scheduled": runs("scheduled"),
-            "borrowed": runs("borrowed"),
+            "scheduled": runs("scheduled", network),
+            "borrowed": runs("borrowed", network),
             "dt": np.ones((seeds, 80)),
         }
     return {"study": "soaa_ablation", "settings": {}, "cells": cells}
@@ -71,11 +75,16 @@ def results(losses=(), jumps=(), shares=(), seeds=3):
     "made_up, answer",
     [
         (results(), HOLDS),
-        (results(losses={"borrowed": 0.4}), IN_PART),
+        (results(losses={"still": 0.4}), IN_PART),
+        (results(losses={"still": [0.4, 0.6, 0.6]}), IN_PART),
         (results(jumps={"soaa": 0.2}), IN_PART),
+        (results(jumps={"soaa": [0.05, 0.05, 0.2]}), IN_PART),
+        (results(on_decoder={"losses": {"borrowed": 0.4}}), IN_PART),
+        (results(on_decoder={"losses": {"borrowed": [0.4, 0.6, 0.6]}}), IN_PART),
+        (results(losses={"borrowed": 0.4}), DOES_NOT_HOLD),
+        (results(losses={"borrowed": 0.502}), DOES_NOT_HOLD),
         (results(losses={"soaa": 0.7}, jumps={"soaa": 0.2}), DOES_NOT_HOLD),
-        (results(losses={"still": [0.4, 0.6, 0.6]}), OPEN),
-        (results(jumps={"soaa": [0.05, 0.05, 0.2]}), OPEN),
+        (results(losses={"borrowed": [0.4, 0.6, 0.6]}), OPEN),
         (results(seeds=2), OPEN),
     ],
 )
@@ -87,7 +96,10 @@ def test_a6_can_come_out_every_way(answers, made_up, answer):
     "made_up, answer",
     [
         (results(), HOLDS),
-        (results(shares={"soaa": 0.001}), IN_PART),
+        (results(shares={"sherman_morrison": 0.0}), HOLDS),
+        (results(on_decoder={"shares": {"soaa": 0.001}}), IN_PART),
+        (results(on_decoder={"shares": {"soaa": [0.001, 0.3, 0.02]}}), IN_PART),
+        (results(shares={"soaa": 0.001}), DOES_NOT_HOLD),
         (results(shares={"soaa": 0.001, "sherman_morrison": 0.0}), DOES_NOT_HOLD),
         (results(shares={"soaa": [0.001, 0.3, 0.02]}), OPEN),
         (results(seeds=2), OPEN),
@@ -99,9 +111,9 @@ def test_a7_can_come_out_every_way(answers, made_up, answer):
 
 def test_losses_are_compared_seed_by_seed():
     made_up = results(losses={"soaa": [0.5, 1.0, 2.0], "still": [0.6, 1.2, 2.4]})
-    part = study.lower_loss(made_up, "mlp", "still")
-    assert part.holds
-    np.testing.assert_allclose([part.low, part.high], np.log(0.5 / 0.6))
+    found = study.log_ratio(made_up, "mlp", "still")
+    assert one_answer(found, "below", study.LOSS_MARGIN, "%") == "yes"
+    np.testing.assert_allclose(found, np.log(0.5 / 0.6))
 
 
 def test_roughness_is_the_height_of_a_zigzag_and_none_of_a_flat_loss():
@@ -150,18 +162,37 @@ def test_the_figure_shows_dt_share_and_losses_of_each_network(draw):
 
 
 def test_a_study_has_a_cell_for_each_tuned_method_on_each_network():
-    settings = study.Settings(("mlp", "decoder"), TINY._asdict(), 1, 1, "")
+    settings = study.Settings(("mlp", "decoder"), TINY._asdict(), 1, 1, (), 0, "")
     found = set(study.cells(settings))
     assert found == {f"{m}_on_{n}" for m in study.TUNED for n in ("mlp", "decoder")}
 
 
+def test_soaa_with_and_without_its_dt_is_tuned_finely_where_the_settings_say_so():
+    settings = study.Settings(("mlp", "decoder"), TINY._asdict(), 1, 1, ("mlp",), 4, "")
+    coarse = set(study.cells(settings._replace(refined=())))
+    found = study.cells(settings)
+    assert set(found) - coarse == {"soaa_on_mlp.refined", "still_on_mlp.refined"}
+    assert found["still_on_mlp.refined"].needs == ("still_on_mlp",)
+
+
+def test_finely_tuned_runs_stand_for_the_coarsely_tuned_ones():
+    made_up, finer = results(), results(losses={"soaa": 0.4, "scheduled": 0.3}, seeds=4)
+    made_up["cells"]["soaa_on_mlp.refined"] = finer["cells"]["soaa_on_mlp"]
+    np.testing.assert_array_equal(study.over_runs(made_up, "soaa", "mlp", "final_loss"), [0.4] * 4)
+    np.testing.assert_array_equal(
+        study.over_runs(made_up, "scheduled", "mlp", "final_loss"), [0.3] * 4
+    )
+    np.testing.assert_allclose(study.log_ratio(made_up, "mlp", "still"), [np.log(0.4 / 0.6)] * 3)
+    np.testing.assert_allclose(study.log_ratio(made_up, "decoder", "still"), np.log(0.5 / 0.6))
+
+
 def test_soaas_schedules_are_given_to_adam_on_the_same_seed_and_on_the_next(monkeypatch):
-    runs = {"search": {"best": 0.008}, "runs": []}
+    runs = {"search": {"best": 0.008}, "runs": [{}, {}, {}]}
     monkeypatch.setattr(study, "tuned_runs", lambda *given, **options: runs)
     monkeypatch.setattr(study, "recorded_scales", lambda given, rate, seed: f"dt of {seed}")
     monkeypatch.setattr(study, "adam_on_schedule", lambda given, rate, scales: (rate, scales))
-    monkeypatch.setattr(study, "training_run", lambda optimizer, seed, *rest: (optimizer, seed))
-    settings = study.Settings(("mlp",), TINY._asdict(), 1, 3, "")
+    monkeypatch.setattr(study, "training_run", lambda run_by, seed, *_, **options: (run_by, seed))
+    settings = study.Settings(("mlp",), TINY._asdict(), 1, 3, (), 0, "")
     found = study.cells(settings)["soaa_on_mlp"]()
     assert found["dt"] == ["dt of 0", "dt of 1", "dt of 2"]
     assert found["scheduled"] == [((0.008, f"dt of {seed}"), seed) for seed in range(3)]
@@ -225,7 +256,11 @@ def test_only_adam_goes_where_adam_goes(method, path_of_adam):
     assert np.allclose(found, path_of_adam, rtol=1e-4) == (method == "adam")
 
 
-@pytest.mark.parametrize("method, answer", [("soaa", False), ("still", True)])
-def test_a_run_that_diverged_counts_as_a_high_loss(method, answer):
+@pytest.mark.parametrize(
+    "method, ratio, answer", [("soaa", 10 / 0.6, "no"), ("still", 0.5 / 10, "yes")]
+)
+def test_a_run_that_diverged_counts_as_a_high_loss(method, ratio, answer):
     made_up = plain(results(losses={method: np.nan}))
-    assert study.lower_loss(made_up, "mlp", "still").holds is answer
+    found = study.log_ratio(made_up, "mlp", "still")
+    np.testing.assert_allclose(found, np.log(ratio))
+    assert one_answer(found, "below", study.LOSS_MARGIN, "%") == answer

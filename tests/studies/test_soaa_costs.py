@@ -61,12 +61,14 @@ def results(exponent=1.0, copies=3.0, steps=(), repeats=3):
 @pytest.mark.parametrize(
     "made_up, answer",
     [
-        (results(), HOLDS),
-        (results(exponent=1.2), IN_PART),
-        (results(copies=4), IN_PART),
+        (results(copies=2), HOLDS),
+        (results(exponent=0.9, copies=1), HOLDS),
+        (results(copies=3), IN_PART),
+        (results(exponent=1.05, copies=2), IN_PART),
+        (results(exponent=1.2, copies=2), DOES_NOT_HOLD),
         (results(exponent=2.0, copies=4), DOES_NOT_HOLD),
-        (results(exponent=[1.0, 1.1, 1.3]), OPEN),
-        (results(repeats=2), OPEN),
+        (results(exponent=[1.0, 1.1, 1.3], copies=2), OPEN),
+        (results(copies=2, repeats=2), OPEN),
     ],
 )
 def test_a1_can_come_out_every_way(answers, made_up, answer):
@@ -77,10 +79,14 @@ def test_a1_can_come_out_every_way(answers, made_up, answer):
     "steps, answer",
     [
         ({}, HOLDS),
-        ({"soaa": {"one_by_one": 2.5}}, IN_PART),
+        ({"soaa": {"fused": 0.5}}, HOLDS),
         ({"soaa": {"fused": 1.5}}, IN_PART),
+        ({"soaa": {"fused": [1.0, 1.0, 1.5]}}, IN_PART),
+        ({"adamw": {"one_by_one": 1.0}}, IN_PART),
+        ({"soaa": {"one_by_one": 2.5}}, DOES_NOT_HOLD),
+        ({"soaa": {"one_by_one": 2.0}}, DOES_NOT_HOLD),
         ({"soaa": {"one_by_one": 2.5, "fused": 1.5}}, DOES_NOT_HOLD),
-        ({"soaa": {"fused": [1.0, 1.0, 1.5]}}, OPEN),
+        ({"soaa": {"one_by_one": [1.0, 1.5, 2.5]}}, OPEN),
     ],
 )
 def test_a5_can_come_out_every_way(answers, steps, answer):
@@ -109,13 +115,24 @@ def test_a_training_step_is_a_gradient_and_an_update():
     np.testing.assert_allclose(seconds, [1.1, 2.2, 3.3])
 
 
-def test_the_notes_compare_updates_and_a_fused_soaa_with_adam_one_by_one():
-    a1, a5 = study.verdicts(results(exponent=1.5))
-    assert a1.notes == (
-        "SOAA's update over Adam's at n = 1e+05: 316.2, 1e+06: 1000.0, 1e+07: 3162.3, "
-        "1e+08: 10000.0",
+def test_updates_are_compared_with_adams_where_the_caches_are_too_small():
+    a1, _ = study.verdicts(results(exponent=1.5))
+    readings = {reading.where: reading.interval[1] for reading in a1.clauses[2].readings}
+    assert readings == pytest.approx(
+        {f"n = {n:.0e}": 0.5 * np.log(n) for n in (10**6, 10**7, 10**8)}
     )
-    assert a5.notes[0].endswith("one operation at a time, MLP on MNIST: 0.67")
+
+
+def test_state_is_compared_with_adams():
+    a1, _ = study.verdicts(results(copies=3))
+    (reading,) = a1.clauses[1].readings
+    assert reading.interval == pytest.approx((np.log(1.5),) * 3)
+
+
+def test_the_findings_compare_a_fused_soaa_with_adam_one_by_one():
+    _, a5 = study.verdicts(results())
+    assert a5.findings[0].endswith("one operation at a time, MLP on MNIST: 0.67")
+    assert len(a5.findings) == 2
 
 
 def test_the_figure_shows_updates_against_n_and_both_ways_on_every_network(draw):

@@ -123,14 +123,18 @@ def test_readings_are_counted_by_answer():
     assert verdict.counts == "2 yes, 1 no, 1 no difference, 1 open"
 
 
-def test_the_seeds_that_would_close_it_grow_with_the_square_of_the_spread():
-    def needed(spread):
-        values = spread * np.array([-1.0, 0, 1, 0, 0, 1, -1, 0])
-        return judge("S1", [clause(measured(values))], seeds=8).closes
+@pytest.mark.parametrize("middle, spread, half", [(0.0, 2, 1.0), (1.01, 2, 1.0), (1.1, 0.5, 0.1)])
+def test_as_many_seeds_as_it_names_would_close_it(middle, spread, half):
+    values = middle + spread * np.array([-1.0, 0, 1, 0, 0, 1, -1, 0])
+    closes = judge("S1", [clause(measured(values))], seeds=8).closes
+    seeds = int(closes.split()[1].replace(",", ""))
 
-    quantile, spread = scipy.stats.norm.ppf(0.975), np.std([-1.0, 0, 1, 0, 0, 1, -1, 0], ddof=1)
-    assert needed(10) == f"about {np.ceil((10 * spread * quantile) ** 2 / 50) * 50:.0f} seeds"
-    assert needed(100).endswith(",500 seeds") or needed(100).endswith(",000 seeds")
+    def to_each_side(seeds):
+        return scipy.stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds)
+
+    assert seeds > 8
+    assert to_each_side(seeds) <= half
+    assert to_each_side(0.6 * seeds) > half
 
 
 @pytest.mark.parametrize("clauses", [[], [clause(BETTER)] * 5])
