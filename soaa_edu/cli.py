@@ -95,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--full", action="store_true", help="with every other number")
     command.set_defaults(action=_claims)
 
+    command = commands.add_parser("results", help="write RESULTS.md anew from stored results")
+    command.set_defaults(action=_results)
+
     command = commands.add_parser("doctor", help="versions, device, float64 and data files")
     command.set_defaults(action=_doctor)
     return parser
@@ -264,6 +267,14 @@ def _claims(options: argparse.Namespace) -> None:
     from soaa_edu import claims
 
     print(claims.report(*options.names, full=options.full))
+
+
+def _results(options: argparse.Namespace) -> None:
+    from soaa_edu import findings, storage, studies
+
+    path = studies.results_folder().parent / "RESULTS.md"
+    storage.write_atomically(path, lambda file: file.write(findings.page().encode()))
+    print(path)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ ROOT = Path(soaa_edu.__file__).parent
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"findings"},
     {"claims"},
     {"studies"},
     {"engine"},

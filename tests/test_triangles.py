@@ -74,3 +74,10 @@ def test_on_a_cpu_lapack_sees_only_what_it_does_without_threads():
 def test_elsewhere_the_usual_solver_takes_the_whole_matrix():
     text = lowered("cuda", inverse_of_definite, jax.ShapeDtypeStruct((300, 300), "float32"))
     assert text.count("potrf") == 1
+
+
+def test_numpy_arrays_do_without_a_compiler(float64, rng):
+    lower, v = np.tril(rng.normal(size=(5, 5))) + 3 * np.eye(5), rng.normal(size=(5, 2))
+    np.testing.assert_allclose(solve_lower(lower, v), np.linalg.solve(lower, v), rtol=1e-12)
+    matrix = definite(rng, 5, 10.0)
+    np.testing.assert_allclose(inverse_of_definite(matrix), np.linalg.inv(matrix), rtol=1e-10)

@@ -25,7 +25,7 @@ def inverse_of_definite(matrix: jax.Array) -> jax.Array:
     def usual(matrix: jax.Array) -> jax.Array:
         return cho_solve(cho_factor(matrix), jnp.eye(len(matrix), dtype=matrix.dtype))
 
-    return jax.lax.platform_dependent(matrix, cpu=by_products, default=usual)
+    return jax.lax.platform_dependent(jnp.asarray(matrix), cpu=by_products, default=usual)
 
 
 @exact_products()
@@ -35,7 +35,8 @@ def solve_lower(lower: jax.Array, v: jax.Array) -> jax.Array:
     def usual(lower: jax.Array, v: jax.Array) -> jax.Array:
         return solve_triangular(lower, v, lower=True)
 
-    return jax.lax.platform_dependent(lower, v, cpu=_solve_by_halves, default=usual)
+    arrays = jnp.asarray(lower), jnp.asarray(v)
+    return jax.lax.platform_dependent(*arrays, cpu=_solve_by_halves, default=usual)
 
 
 def _inverse_factor(matrix: jax.Array) -> jax.Array:

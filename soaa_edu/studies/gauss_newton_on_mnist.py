@@ -26,6 +26,7 @@ from soaa_edu import plotting
 from soaa_edu.data import Dataset, mnist
 from soaa_edu.objective import Objective
 from soaa_edu.optimizers import Optimizer, first_order, hessian_free, levenberg_marquardt, newton
+from soaa_edu.studies.results import capped
 from soaa_edu.studies.runs import (
     BATCH_SIZE,
     SLIDES,
@@ -172,8 +173,9 @@ def slower(results: dict, dispatched: bool) -> np.ndarray:
 
 
 def paired(results: dict, method: str, key: str) -> np.ndarray:
-    """``"final_loss"`` or ``"test_accuracy"`` of many seeds."""
-    return np.array(results["cells"][f"{method}_paired"][key], float)
+    """``"final_loss"`` or ``"test_accuracy"`` of many seeds; lost runs count as 10, and as 0."""
+    found = np.array(results["cells"][f"{method}_paired"][key], float)
+    return capped(found) if key == "final_loss" else np.nan_to_num(found)
 
 
 def slides_table(*studies: dict) -> str:

@@ -1,8 +1,7 @@
 """The slides' arithmetic for GPT-4, done again (claim S9).
 
 A dense Hessian of n parameters holds n² numbers; inverting it takes about n³ operations. The
-slides' n = 1.7e12 is a rumour given to two digits, and the interval of every figure here is the one
-that these two digits leave open.
+slides' n = 1.7e12 is a rumour given to two digits; each result shows what these two leave open.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ OPEN = "open"
 YES, NO, NO_DIFFERENCE = "yes", "no", "no difference"
 LEAST_SEEDS = 3
 CONFIDENCE = 0.95
+ON_THE_LIMIT = 0.001
 SIDES = ("above", "below", "at least", "at most", "same")
 
 Interval = tuple[float, float, float]
@@ -202,7 +203,7 @@ def _answer(low: float, high: float, side: str, margin: float) -> str:
     if side == "same":
         return YES if within else NO if low > margin or high < -margin else OPEN
     if side in ("at least", "at most"):
-        return YES if low > -margin else NO if high < -margin else OPEN
+        return YES if low >= -margin else NO if high < -margin else OPEN
     if within:
         return NO_DIFFERENCE
     return YES if low > margin else NO if high < margin else OPEN
@@ -253,6 +254,8 @@ def _closes(judged: Sequence[Judged], confidence: float) -> str:
                 low, middle, high = found.interval
                 if reading.seeds < LEAST_SEEDS or not np.isfinite(high - low):
                     return f"at least {LEAST_SEEDS} seeds"
+                if _to_the_limit(middle, each.clause.side, margin) < ON_THE_LIMIT * margin:
+                    return "no number of seeds, since an estimate lies on the limit itself,"
                 student = scipy.stats.t.ppf((1 + confidence) / 2, reading.seeds - 1)
                 spread = (high - low) / 2 / student * reading.seeds**0.5
                 far = _to_the_limit(middle, each.clause.side, margin)

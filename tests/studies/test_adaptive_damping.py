@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from soaa_edu import studies
 from soaa_edu.studies import adaptive_damping as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
@@ -32,7 +33,9 @@ def results(made_up_runs):
     [
         ({}, HOLDS),
         ({"at_640": {"levenberg_marquardt": 0.5}}, IN_PART),
+        ({"losses": {"tuned_gauss_newton": 1.15, "levenberg_marquardt": 1.153}}, IN_PART),
         ({"losses": {"levenberg_marquardt": 0.5}}, DOES_NOT_HOLD),
+        ({"losses": {"levenberg_marquardt": np.nan}}, DOES_NOT_HOLD),
         ({"losses": {"levenberg_marquardt": np.array([0.2, 0.3, 0.1])}}, OPEN),
         ({"seeds": 2}, OPEN),
     ],
@@ -45,10 +48,13 @@ def test_s10_can_come_out_every_way(answers, results, changes, answer):
     "changes, answer",
     [
         ({}, HOLDS),
-        ({"losses": {"trust_region": 0.5}}, IN_PART),
-        ({"errors": (1e-3, 1e-2)}, IN_PART),
+        ({"at_640": {"trust_region": 0.5}}, IN_PART),
+        ({"losses": {"tuned_gauss_newton": 1.15, "trust_region": 1.153}}, IN_PART),
+        ({"errors": (1e-3, 1.1e-3, 1.2e-3)}, IN_PART),
+        ({"errors": (1e-12, 1e-2)}, IN_PART),
+        ({"losses": {"trust_region": 0.5}}, DOES_NOT_HOLD),
         ({"losses": {"trust_region": 0.5}, "errors": (1e-3, 1e-2)}, DOES_NOT_HOLD),
-        ({"errors": (1e-12, 1e-2)}, OPEN),
+        ({"losses": {"trust_region": np.array([0.2, 0.3, 0.1])}}, OPEN),
         ({"seeds": 2}, OPEN),
     ],
 )
@@ -58,6 +64,30 @@ def test_s11_can_come_out_every_way(answers, results, changes, answer):
 
 def test_tries_near_the_best_are_counted(results):
     assert study.tries_near_the_best(results(), "trust_region", 64) == 2
+
+
+def test_a_finer_search_stands_for_the_coarse_one(answers, results, made_up_runs):
+    made_up = results()
+    cells = made_up["cells"]
+    for rule, loss in (LOSSES | {"trust_region": 0.5}).items():
+        cells[f"{rule}_at_640.refined"] = {
+            "search": {
+                "best": {"value": 0.7},
+                "points": {"value": [0.5, 0.7, 1.0]},
+                "scores": [0.21, 0.2, 0.22],
+            },
+            "runs": list(made_up_runs(rule, [loss] * 5).values()),
+        }
+    assert study.tries_near_the_best(made_up, "trust_region", 640) == 3
+    assert answers(made_up) == {"S10": HOLDS, "S11": IN_PART}
+    told = [finding.split(":")[0] for finding in studies.verdicts(made_up)[1].findings]
+    assert told[2::3] == ["batch 64, trust-region from 2", "batch 640, trust-region from 0.7"]
+
+
+def test_a_run_is_lost_that_ends_above_half_the_loss_of_guessing(made_up_runs):
+    runs = list(made_up_runs("trust_region", [0.2, 1.15, 1.16, 2.3, np.nan]).values())
+    made_up = {"cells": {"trust_region_at_64": {"runs": runs}}}
+    np.testing.assert_array_equal(study.lost(made_up, "trust_region", 64), [0, 0, 1, 1, 1])
 
 
 def test_the_figure_has_a_panel_for_each_batch_size(draw, results):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from soaa_edu.studies import curvature_spectra as study
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART
 
 
 def spectrum(smallest):
@@ -28,14 +28,16 @@ def results(gauss_newton, hessian, seeds=3):
     "made_up, answer",
     [
         (results(-1e-15, -0.5), HOLDS),
-        (results(-0.1, -0.5), IN_PART),
+        (results(-1e-15, -0.5, seeds=2), HOLDS),
         (results(-1e-15, -1e-4), IN_PART),
         (results(-0.1, -1e-4), DOES_NOT_HOLD),
-        (results(-1e-15, np.array([-0.5, 0.3, -0.5])), OPEN),
-        (results(-1e-15, -0.5, seeds=2), OPEN),
+        (results(-1e-15, 0.5), IN_PART),
+        (results(-1e-15, np.array([-0.5, 0.3, -0.5])), IN_PART),
+        (results(-0.1, -0.5), DOES_NOT_HOLD),
+        (results(np.array([-1e-15, -1e-8, -1e-15]), -0.5), DOES_NOT_HOLD),
     ],
 )
-def test_s7_can_come_out_every_way(answers, made_up, answer):
+def test_s7_can_come_out_every_way_that_extremes_can(answers, made_up, answer):
     assert answers(made_up) == {"S7": answer}
 
 
@@ -43,6 +45,12 @@ def test_one_bad_moment_is_enough_to_deny_semidefiniteness(answers):
     made_up = results(-1e-15, -0.5)
     for cell in made_up["cells"].values():
         cell["after one epoch"]["gauss_newton"]["smallest"] = -0.1
+    assert answers(made_up) == {"S7": DOES_NOT_HOLD}
+
+
+def test_one_moment_without_negative_curvature_is_enough_to_deny_the_hessians(answers):
+    made_up = results(-1e-15, -0.5)
+    made_up["cells"]["sgd.1"]["at the end"]["hessian"]["smallest"] = -1e-4
     assert answers(made_up) == {"S7": IN_PART}
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from soaa_edu import studies
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART
 
 
 def results(operations, gigabytes):
@@ -29,12 +29,15 @@ FAR_BELOW = (1e16, 2e16, 3e16)
     [
         (NEAR_5E36, NEAR_4E27, HOLDS),
         (NEAR_5E36, FAR_BELOW, IN_PART),
-        (FAR_BELOW, NEAR_4E27, IN_PART),
+        (FAR_BELOW, NEAR_4E27, DOES_NOT_HOLD),
         ((2e37, 3e37, 4e37), FAR_BELOW, DOES_NOT_HOLD),
-        ((1e36, 5e36, 6e36), NEAR_4E27, OPEN),
+        ((1e36, 2.6e36, 6e36), NEAR_4E27, HOLDS),
+        ((1e36, 2.4e36, 6e36), NEAR_4E27, DOES_NOT_HOLD),
+        ((4e36, 9.9e36, 2e37), NEAR_4E27, HOLDS),
+        ((4e36, 10.1e36, 2e37), NEAR_4E27, DOES_NOT_HOLD),
     ],
 )
-def test_s9_can_come_out_every_way(answers, operations, gigabytes, answer):
+def test_s9_can_come_out_every_way_that_arithmetic_can(answers, operations, gigabytes, answer):
     assert answers(results(operations, gigabytes)) == {"S9": answer}
 
 

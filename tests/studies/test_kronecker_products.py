@@ -10,17 +10,19 @@ from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 TINY = study.Settings(640, 1, 1, 64, "")
 
 
-def results(formula=1e-12, empirical=0.6, off=0.3, seeds=3):
+def results(formula=1e-12, empirical=0.6, off=0.3, beside=1.0, seeds=3):
+    """Made-up results; ``beside`` is how far K-FAC's product is off, over the nearest's."""
     jitter = 1 + 0.01 * np.arange(seeds)
+    formula, off, beside = (np.broadcast_to(each, seeds) for each in (formula, off, beside))
 
     def moment(seed):
-        value = np.broadcast_to(off, seeds)[seed] * jitter[seed]
-        layer = dict.fromkeys(study.PRODUCTS, float(value))
+        value = float(off[seed] * jitter[seed])
+        layer = dict.fromkeys(study.PRODUCTS, value) | {"kfac": value * float(beside[seed])}
         return {
             "fisher_off": 1e-16,
             "empirical_off": empirical * jitter[seed],
             "layers": {"dense_0": layer, "dense_1": layer},
-            "formula_off": {"kfac": formula * jitter[seed], "shampoo": formula},
+            "formula_off": {"kfac": formula[seed] * jitter[seed], "shampoo": formula[seed]},
         }
 
     cells = {
@@ -33,9 +35,14 @@ def results(formula=1e-12, empirical=0.6, off=0.3, seeds=3):
     "made_up, answer",
     [
         (results(empirical=1e-3), HOLDS),
+        (results(empirical=1e-3, off=np.array([0.3, 0.9, 0.3])), HOLDS),
+        (results(empirical=1e-3, beside=1.09), HOLDS),
         (results(), IN_PART),
+        (results(empirical=1e-3, beside=1.11), IN_PART),
+        (results(empirical=1e-3, beside=np.array([1.0, 1.5, 1.0])), IN_PART),
         (results(formula=1.0, off=3.0), DOES_NOT_HOLD),
-        (results(empirical=1e-3, off=np.array([0.3, 0.9, 0.3])), OPEN),
+        (results(formula=1.0, empirical=1e-3), DOES_NOT_HOLD),
+        (results(formula=np.array([1e-12, 1e-3, 1e-12]), empirical=1e-3), OPEN),
         (results(seeds=2), OPEN),
     ],
 )

@@ -38,11 +38,18 @@ def results(losses):
 
 @pytest.mark.parametrize(
     "kfac, answer",
-    [([0.3, 0.31, 0.29], True), ([0.8, 0.82, 0.81], False), ([0.3, 0.8, 0.5], None)],
+    [
+        ([0.3, 0.31, 0.29], "yes"),
+        ([0.8, 0.82, 0.81], "no"),
+        ([np.nan, np.nan, np.nan], "no"),
+        ([0.498, 0.509, 0.489], "no difference"),
+        ([0.3, 0.8, 0.5], "open"),
+        ([0.3, 0.31], "open"),
+    ],
 )
 def test_a_method_is_below_adam_above_it_or_neither(kfac, answer):
     made_up = results({"adam": [0.5, 0.51, 0.49], "kfac": kfac})
-    assert study.against_adam(made_up, "kfac", "mlp").holds is answer
+    assert study.against_adam(made_up, "kfac", "mlp") == answer
 
 
 def test_the_table_has_loss_cost_and_comparison_of_every_method():

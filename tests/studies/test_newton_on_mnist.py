@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from soaa_edu import studies
 from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
 from soaa_edu.studies import newton_on_mnist as study
@@ -41,10 +42,12 @@ def results(made_up_runs):
     [
         ({}, HOLDS),
         ({"losses": {LIBRARY: np.nan}, "accuracies": {LIBRARY: np.nan}}, HOLDS),
-        ({"losses": {WIDE: 0.2}}, IN_PART),
+        ({"losses": {WIDE: 0.2}}, HOLDS),
         ({"accuracies": {LIBRARY: 0.8}}, IN_PART),
+        ({"accuracies": {LIBRARY: np.array([0.1, 0.1, 0.5])}}, IN_PART),
         ({"losses": {LIBRARY: 0.3, WIDE: 0.2}, "accuracies": {LIBRARY: 0.9}}, DOES_NOT_HOLD),
-        ({"losses": {LIBRARY: 1.15}, "spread": 0.1}, OPEN),
+        ({"losses": {LIBRARY: 1.15}, "spread": 0.1}, DOES_NOT_HOLD),
+        ({"losses": {LIBRARY: 2.2}, "spread": 0.1}, OPEN),
         ({"seeds": 2}, OPEN),
     ],
 )
@@ -57,13 +60,28 @@ def test_s2_can_come_out_every_way(answers, results, changes, answer):
     "seconds, dense, answer",
     [
         (1.0, (100.0, 120.0), HOLDS),
-        (2e-3, (100.0, 120.0), IN_PART),
+        (2e-3, (100.0, 120.0), HOLDS),
+        (2e-3, (11e-3, 120.0), HOLDS),
+        (1.0, (9e-3, 120.0), DOES_NOT_HOLD),
         (2e-3, (3e-3, 4e-3), DOES_NOT_HOLD),
-        (10e-3, (100.0, 120.0), OPEN),
     ],
 )
-def test_s3_and_s5_can_come_out_every_way(answers, results, claim, method, seconds, dense, answer):
+def test_s3_and_s5_hang_on_the_quickest_dense_step(
+    answers, results, claim, method, seconds, dense, answer
+):
     assert answers(results(seconds={method: seconds}, dense=dense))[claim] == answer
+
+
+def test_the_exact_short_way_and_all_cutoffs_are_told_beside_the_verdicts(results):
+    verdicts = {v.claim: v for v in studies.verdicts(results(seconds={"damped": 2e-3}))}
+    dense, short = verdicts["S5"].findings
+    assert dense.startswith("dense algebra: 110 s a step (timed with 7960 parameters)")
+    assert "2 ms, 2 times SGD's 1 ms" in short
+    assert "1e+03 times SGD's 1 ms" in verdicts["S3"].findings[1]
+    assert [told.split(":")[0] for told in verdicts["S2"].findings] == [
+        "cut-off 0.0095",
+        "cut-off 0.1",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +92,8 @@ def test_s3_and_s5_can_come_out_every_way(answers, results, claim, method, secon
         ({"losses": {"damped": 0.6}}, IN_PART),
         ({"losses": {"damped": 2.3}}, DOES_NOT_HOLD),
         ({"losses": {"damped": np.nan}}, DOES_NOT_HOLD),
-        ({"losses": {"damped": np.array([0.3, 0.35, 0.4])}}, OPEN),
+        ({"losses": {"damped": np.array([0.3, 0.35, 0.4])}}, IN_PART),
+        ({"losses": {"damped": np.array([0.3, 1.0, 2.0])}}, OPEN),
         ({"seeds": 2}, OPEN),
     ],
 )

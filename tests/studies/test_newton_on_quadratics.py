@@ -3,7 +3,7 @@ import pytest
 
 from soaa_edu import studies
 from soaa_edu.studies import newton_on_quadratics as study
-from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, OPEN
 
 SMALL, LARGE = (0.01, 0.02, 0.015), (5.0, 6.0, 7.0)
 
@@ -35,16 +35,30 @@ def results(rounding, steps):
     "rounding, steps, answer",
     [
         (SMALL, (700, 800, 750), HOLDS),
-        (LARGE, (700, 800, 750), IN_PART),
-        (SMALL, (0, 0, 0), IN_PART),
+        (SMALL, (0, 0, 0), HOLDS),
+        (SMALL, (1, 1, 900), HOLDS),
+        (LARGE, (700, 800, 750), DOES_NOT_HOLD),
         (LARGE, (0, 0, 0), DOES_NOT_HOLD),
         ((0.1, 3.0, 0.2), (700, 800, 750), OPEN),
-        (SMALL, (1, 1, 900), OPEN),
         (SMALL[:2], (700, 800), OPEN),
     ],
 )
-def test_s1_can_come_out_every_way(answers, rounding, steps, answer):
+def test_s1_can_come_out_every_way_that_one_clause_can(answers, rounding, steps, answer):
     assert answers(results(rounding, steps)) == {"S1": answer}
+
+
+def test_one_bad_condition_number_is_enough_to_deny_the_one_step(answers):
+    made_up = results(SMALL, (700, 800, 750))
+    made_up["cells"]["1e+00"]["newton_error_over_rounding"] = LARGE
+    assert answers(made_up) == {"S1": DOES_NOT_HOLD}
+
+
+def test_gradient_descents_steps_are_told_beside_the_verdict():
+    (verdict,) = studies.verdicts(results(SMALL, (700, 800, 750)))
+    assert verdict.findings == (
+        "κ = 1: gradient descent takes 1 steps",
+        "κ = 100: gradient descent takes 750 steps",
+    )
 
 
 def test_the_figure_shows_steps_and_errors(draw):

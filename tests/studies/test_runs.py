@@ -8,6 +8,7 @@ from soaa_edu import Objective, first_order, softmax_cross_entropy
 from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
 from soaa_edu.studies import runs
+from soaa_edu.training import History
 
 
 def test_a_run_is_told_in_stretches(rng):
@@ -21,6 +22,34 @@ def test_a_run_is_told_in_stretches(rng):
     assert run["test_loss"].shape == run["test_accuracy"].shape == (10,)
     assert run["final_loss"] < run["loss"][:14].mean()
     np.testing.assert_array_equal(run["loss"], again["loss"])
+
+
+def test_a_run_without_curves_is_told_by_its_ends(rng):
+    inputs, labels = rng.normal(size=(8, 3)), rng.integers(4, size=8)
+    data = Dataset(train=(inputs, labels), test=(inputs, labels))
+    optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
+    settings = {"epochs": 2, "batch_size": 2}
+    full = runs.training_run(optimizer, 0, data, **settings)
+    ends = runs.training_run(optimizer, 0, data, **settings, curves=False)
+    assert set(full) - set(ends) == {"loss", "info"}
+    for name in ends.keys() - {"seconds"}:
+        np.testing.assert_array_equal(ends[name], full[name])
+
+
+@pytest.mark.parametrize("curves", [True, False])
+def test_the_final_loss_is_over_the_last_steps_with_or_without_curves(curves):
+    history = History(
+        loss=np.array([4.0, 3.0, 2.0, 1.0]),
+        test_loss=np.array([2.0, 1.0]),
+        test_accuracy=np.array([0.5, 0.75]),
+        seconds=np.array([1.0, 1.0]),
+        params=(),
+        info={"damping": np.arange(4.0)},
+    )
+    told = runs.record(history, 2, curves)
+    assert (told["steps"], told["final_loss"], told["diverged_at"]) == (4, 1.5, None)
+    np.testing.assert_array_equal(told["test_accuracy"], [0.5, 0.75])
+    assert ("loss" in told) == ("info" in told) == curves
 
 
 def test_runs_of_one_seed_share_their_start_and_order(rng):
@@ -51,6 +80,17 @@ def test_seconds_of_steps_are_those_of_an_epoch_over_its_steps_but_for_the_first
     monkeypatch.setattr(runs, "train", a_second_a_step)
     optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
     np.testing.assert_array_equal(runs.seconds_of_steps(optimizer, 5, 3), [1, 1, 1])
+
+
+def test_seconds_of_dispatched_steps_are_those_of_a_repeat_over_its_steps_but_for_the_first(
+    monkeypatch,
+):
+    clock = iter([0, 60, 100, 103, 200, 206])
+    images, labels = np.eye(3, dtype=np.float32), np.arange(3)
+    monkeypatch.setattr(runs, "mnist", lambda size: Dataset(train=(images, labels)))
+    monkeypatch.setattr(runs, "perf_counter", lambda: next(clock))
+    optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
+    np.testing.assert_array_equal(runs.seconds_of_dispatched_steps(optimizer, 3, 2), [1, 2])
 
 
 def test_all_values_of_a_number_share_one_compiled_program(monkeypatch):

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import optax
 import pytest
@@ -28,6 +31,12 @@ def test_a_search_widens_until_the_best_is_inside():
 def test_a_search_inside_its_grid_tries_nothing_else():
     found = searches.search({"a": [1.0, 2.0, 4.0]}, scored(lambda a: abs(a - 2.5)))
     assert (found["points"], found["best"]) == ({"a": [1, 2, 4]}, {"a": 2})
+
+
+def test_a_single_point_is_taken_untried():
+    found = searches.search({"a": [3.0], "b": [0.1]}, None)
+    assert (found["points"], found["best"]) == ({"a": [3], "b": [0.1]}, {"a": 3, "b": 0.1})
+    assert np.isnan(found["scores"]).all()
 
 
 def test_a_search_widens_downwards_too_and_gives_up_after_six_tries():
@@ -93,3 +102,71 @@ def test_tuned_runs_are_those_of_training_with_the_best_value():
         np.testing.assert_allclose(run["loss"], alone["loss"], rtol=1e-6)
         np.testing.assert_allclose(run["final_loss"], alone["final_loss"], rtol=1e-6)
         assert run["diverged_at"] is None
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """The grids and seeds of every sweep, whose losses are the squared distance from ``best``."""
+    asked = []
+
+    def swept(build, grid, *_, keys, **__):
+        asked.append((dict(grid), [int(jax.random.key_data(key)[-1]) for key in keys]))
+        axes = np.meshgrid(*grid.values(), indexing="ij")
+        away = sum(np.log2(axis / sweeps.best) ** 2 for axis in axes)
+        loss = np.broadcast_to(away[..., None, None], (*away.shape, len(keys), 2))
+        return {"loss": loss, "test_loss": loss, "test_accuracy": loss}
+
+    sweeps = SimpleNamespace(asked=asked, best=0.2)
+    monkeypatch.setattr(searches, "sweep", swept)
+    return sweeps
+
+
+def by_value(value):
+    return descent(value)
+
+
+ONCE = {"epochs": 1, "batch_size": 3}
+
+
+def test_a_search_is_refined_on_three_seeds_around_its_best_in_steps_of_the_root_of_two(sweeps):
+    found = {"search": {"best": 0.2, "values": [0.1, 0.2, 0.4], "scores": [3, 1, 2]}}
+    again = searches.refined(by_value, DATA, found, seeds=4, **ONCE)
+    (tried, tuning_seeds), (taken, seeds) = sweeps.asked
+    np.testing.assert_allclose(tried["value"], [0.2 / 2**0.5, 0.2, 0.2 * 2**0.5])
+    assert tuning_seeds == [1000, 1001, 1002]
+    assert (taken, seeds) == ({"value": [0.2]}, [0, 1, 2, 3])
+    assert again["search"]["best"] == {"value": 0.2}
+    assert again["search"]["points"] == tried
+    np.testing.assert_allclose(again["search"]["scores"], [0.25, 0, 0.25], atol=1e-15)
+    assert len(again["runs"]) == 4
+
+
+def test_a_refined_search_widens_and_takes_more_seeds_if_asked(sweeps):
+    sweeps.best = 0.4
+    found = {"search": {"best": 0.2}}
+    again = searches.refined(by_value, DATA, found, seeds=1, tuning_seeds=5, **ONCE)
+    np.testing.assert_allclose(
+        again["search"]["points"]["value"], 0.2 * 2 ** (np.arange(-1, 4) / 2)
+    )
+    assert again["search"]["best"]["value"] == pytest.approx(0.4)
+    assert [len(seeds) for _, seeds in sweeps.asked] == [5, 5, 5, 1]
+
+
+def test_all_numbers_of_a_point_are_refined(sweeps):
+    found = {"search": {"best": {"rate": 0.2, "momentum": 0.2}}}
+
+    def build(rate, momentum):
+        return first_order(OBJECTIVE, optax.sgd(rate, momentum))
+
+    again = searches.refined(build, DATA, found, seeds=1, **ONCE)
+    values = searches.grid_around(0.2, 2**0.5, 3)
+    assert sweeps.asked[0][0] == {"rate": values, "momentum": values}
+    assert len(again["search"]["scores"]) == 9
+    assert again["search"]["best"] == {"rate": 0.2, "momentum": 0.2}
+
+
+def test_curves_are_kept_of_the_first_seeds_alone(sweeps):
+    seeds = searches.MOST_CURVES + 2
+    runs = searches.tuned(by_value, {"value": [0.2]}, DATA, seeds=seeds, **ONCE)["runs"]
+    assert ["loss" in run for run in runs] == [True] * searches.MOST_CURVES + [False] * 2
+    assert all("final_loss" in run for run in runs)

@@ -137,6 +137,16 @@ def test_as_many_seeds_as_it_names_would_close_it(middle, spread, half):
     assert to_each_side(0.6 * seeds) > half
 
 
+def test_an_estimate_on_the_limit_is_closed_by_no_number_of_seeds():
+    on_it = measured([1.0] * 5 + [0.0] * 95)
+    verdict = judge("S1", [clause(on_it, side="at most", margin=5.0, unit="points")], seeds=100)
+    assert verdict.closes.startswith("no number of seeds")
+
+
+def test_a_number_without_error_on_the_limit_is_still_at_most_that():
+    assert judge("S1", [clause(known(1.0), side="at most")], seeds=0).answer == HOLDS
+
+
 @pytest.mark.parametrize("clauses", [[], [clause(BETTER)] * 5])
 def test_a_claim_has_one_to_four_clauses(clauses):
     with pytest.raises(ValueError, match="split it"):
