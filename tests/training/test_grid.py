@@ -142,7 +142,7 @@ def decomposed(monkeypatch):
     for module, name in [
         (jnp.linalg, "eigh"),
         (jnp.linalg, "qr"),
-        (jax.scipy.linalg, "cho_factor"),
+        (sys.modules[kfac.__module__], "inverse_of_definite"),
         (sys.modules[psgd.__module__], "fit"),
     ]:
         monkeypatch.setattr(module, name, watched(getattr(module, name)))
