@@ -1,6 +1,7 @@
 """Networks as (init, forward) pairs that show where their dense layers are."""
 
 from soaa_edu.models.adapters import from_equinox, from_linen, from_nnx
+from soaa_edu.models.functions import from_function
 from soaa_edu.models.language import decoder, encoder
 from soaa_edu.models.layers import Model, Params, dense, init_dense
 from soaa_edu.models.mlp import mlp
@@ -14,6 +15,7 @@ __all__ = [
     "dense",
     "encoder",
     "from_equinox",
+    "from_function",
     "from_linen",
     "from_nnx",
     "init_dense",

@@ -10,13 +10,14 @@ A library is imported where it is needed: none has to be there.
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr, tree_flatten_with_path, tree_map_with_path
+from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 
 from soaa_edu.models.layers import Model, Params
+from soaa_edu.models.layouts import layout_by_path, path_name
 from soaa_edu.models.marks import layers_marked_in, marked, run_marked
 
 
@@ -24,6 +25,7 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
     """A Linen module as a model: ``from_linen(Net(), images[:1])``.
 
     Layers are named like ``Dense_0`` and ``block/Dense_1``; the dense ones are listed as called.
+    ``model.export(params)`` is what Linen has under ``"params"``.
 
     Args:
         module: takes a batch.
@@ -44,7 +46,7 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
 
     abstract = jax.eval_shape(variables, jax.random.key(0))
     _check_state("from_linen", set(abstract) - {"params"})
-    layout = _layout(abstract.get("params", {}), "/")
+    layout = layout_by_path(abstract.get("params", {}), "/")
     layers = layout.split(abstract.get("params", {}))
     plain = _plain(layers, "kernel")
 
@@ -65,20 +67,27 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
     dense = tuple(dict.fromkeys(layers_marked_in(program)))
     _check_dense("from_linen", "flax.linen.Dense", dense)
 
+    def adopt(tree: Any) -> Params:
+        return _changed(layout.split(tree), dense, _kernel_as_weight)
+
+    def export(params: Params) -> Any:
+        return layout.join(_changed(params, dense, _weight_as_kernel))
+
     def init(key: jax.Array) -> Params:
-        return _changed(layout.split(variables(key)["params"]), dense, _kernel_as_weight)
+        return adopt(variables(key)["params"])
 
     def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
 
     jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), example_inputs, {})
-    return Model(init, forward, dense)
+    return Model(init, forward, dense, export=export, adopt=adopt)
 
 
 def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
     """An NNX module as a model: ``from_nnx(lambda key: Net(nnx.Rngs(key)))``.
 
     Layers are named like ``head`` and ``layers.0``; the dense ones are listed by their names.
+    ``model.export(params)`` is a plain dict, for ``nnx.update(module, ...)``.
 
     Args:
         make: key -> a module that takes a batch.
@@ -94,7 +103,7 @@ def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
         return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
     module = make(jax.random.key(0))
-    layout = _layout(arrays(module), ".")
+    layout = layout_by_path(arrays(module), ".")
     dense = _mark_nnx(module, _plain(layout.split(arrays(module)), "kernel"))
     _check_dense("from_nnx", "flax.nnx.Linear", dense)
     graph, _, random, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
@@ -104,13 +113,19 @@ def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
     def apply(layers: Params, inputs: Any) -> Any:
         return nnx.merge(graph, layout.join(layers), random)(inputs)
 
+    def adopt(tree: Any) -> Params:
+        return _changed(layout.split(tree), dense, _kernel_as_weight)
+
+    def export(params: Params) -> Any:
+        return layout.join(_changed(params, dense, _weight_as_kernel))
+
     def init(key: jax.Array) -> Params:
-        return _changed(layout.split(arrays(make(key))), dense, _kernel_as_weight)
+        return adopt(arrays(make(key)))
 
     def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
 
-    return Model(init, forward, dense)
+    return Model(init, forward, dense, export=export, adopt=adopt)
 
 
 def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
@@ -118,7 +133,7 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
 
     Layers are named like ``head`` and ``layers.0``; the dense ones are listed as they are defined.
     Equinox has a weight ``(out, in)``, the model its transpose. A ``Linear`` of scalars is no dense
-    layer.
+    layer. ``model.export(params)`` is the module.
 
     Args:
         make: key -> a module that takes one example. The model maps it over the batch.
@@ -143,9 +158,9 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
 
     module = make(jax.random.key(0))
     _check_equinox(module)
-    layout = _layout(arrays(module), ".")
+    layout = layout_by_path(arrays(module), ".")
     nodes, _ = tree_flatten_with_path(module, is_leaf=is_dense)
-    dense = tuple(_name(path, ".") for path, node in nodes if is_dense(node))
+    dense = tuple(path_name(path, ".") for path, node in nodes if is_dense(node))
     _check_dense("from_equinox", "equinox.nn.Linear", dense)
     rest = eqx.filter(module, eqx.is_inexact_array, inverse=True)
 
@@ -154,47 +169,27 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
 
         def example(row: Any, zero: Any) -> Any:
             def mark(path: Any, node: Any) -> Any:
-                return _marked_equinox()(node, zero, _name(path, ".")) if is_dense(node) else node
+                return (
+                    _marked_equinox()(node, zero, path_name(path, ".")) if is_dense(node) else node
+                )
 
             return tree_map_with_path(mark, module, is_leaf=is_dense)(row)
 
         return jax.vmap(example)(inputs, jnp.zeros(len(inputs)))
 
+    def adopt(module: Any) -> Params:
+        return _changed(layout.split(arrays(module)), dense, _transposed)
+
+    def export(params: Params) -> Any:
+        return eqx.combine(layout.join(_changed(params, dense, _transposed)), rest)
+
     def init(key: jax.Array) -> Params:
-        return _changed(layout.split(arrays(make(key))), dense, _transposed)
+        return adopt(make(key))
 
     def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return run_marked(apply, _changed(params, dense, _transposed), inputs, taps, dense)
 
-    return Model(init, forward, dense)
-
-
-class _Layout(NamedTuple):
-    """Where a library has its arrays: a tree, and the layer and the name of each of its leaves."""
-
-    structure: Any
-    places: list[tuple[str, str]]
-
-    def split(self, tree: Any) -> Params:
-        """The tree's arrays by layers."""
-        layers: Params = {}
-        for (layer, name), array in zip(self.places, jax.tree.leaves(tree), strict=True):
-            layers.setdefault(layer, {})[name] = array
-        return layers
-
-    def join(self, layers: Params) -> Any:
-        """The tree of the layers' arrays."""
-        return jax.tree.unflatten(self.structure, [layers[layer][n] for layer, n in self.places])
-
-
-def _layout(tree: Any, separator: str) -> _Layout:
-    leaves, structure = tree_flatten_with_path(tree)
-    places = [(_name(path[:-1], separator), _name(path[-1:], separator)) for path, _ in leaves]
-    return _Layout(structure, places)
-
-
-def _name(path: Any, separator: str) -> str:
-    return keystr(path, simple=True, separator=separator) or "."
+    return Model(init, forward, dense, export=export, adopt=adopt)
 
 
 def _plain(layers: Params, weight: str) -> set[str]:

@@ -12,6 +12,11 @@ STANDARD_DEVIATION_WITHIN_TWO = 0.87962566103423978
 """Of a standard normal number that is drawn again until it lies between -2 and 2."""
 
 
+def unchanged(params: Any) -> Any:
+    """The parameters as they are."""
+    return params
+
+
 @dataclass(frozen=True)
 class Model:
     """A network: ``params = model.init(key)``, ``outputs = model(params, inputs)``.
@@ -30,6 +35,8 @@ class Model:
         input_layer: the dense layer that reads the raw inputs, or ``None``.
         embeddings: those of the dense layers whose inputs are rows of zeros with a single one, said
             by whole numbers: what goes in is the place of the one.
+        export: params -> the same in the form of what was adapted; without an adapter, as they are.
+        adopt: what ``export`` gives -> params, for weights from elsewhere.
     """
 
     init: Callable[[jax.Array], Params]
@@ -37,6 +44,8 @@ class Model:
     dense_layers: tuple[str, ...]
     input_layer: str | None = None
     embeddings: tuple[str, ...] = ()
+    export: Callable[[Any], Any] = unchanged
+    adopt: Callable[[Any], Any] = unchanged
 
     def __call__(self, params: Any, inputs: Any) -> Any:
         """The outputs alone."""

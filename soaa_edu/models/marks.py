@@ -62,7 +62,7 @@ def run_marked(
 
     def visit(line: JaxprEqn, operands: list) -> list:
         if line.primitive is not _mark:
-            return _run_alone(staged.jaxpr, line, operands)
+            return run_alone(staged.jaxpr, line, operands)
         name, value = line.params["layer"], operands[0]
         if line.params["side"] == "inputs":
             layer_inputs[name] = value
@@ -70,19 +70,33 @@ def run_marked(
             return [value + jnp.asarray(taps[name], value.dtype)]
         return [value]
 
-    outputs = _walk(staged.jaxpr, staged.consts, jax.tree.leaves((layers, inputs)), visit)
-    for name, value in layer_inputs.items():
-        if value.shape[:1] != inputs.shape[:1]:
-            raise ValueError(
-                f"the {len(inputs)} examples must lie on the first axis of every dense layer's "
-                f"inputs, and {name} is given inputs of shape {value.shape}: keep the batch's axis "
-                "apart and in front"
-            )
+    outputs = walk(staged, jax.tree.leaves((layers, inputs)), visit, _holds_marks)
+    check_first_axis(layer_inputs, len(inputs))
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs), layer_inputs
 
 
-def _walk(program: Jaxpr, constants: Any, arguments: Any, visit: Callable) -> list:
-    """The program's outputs, with ``visit(line, operands)`` the results of each line."""
+def check_first_axis(layer_inputs: dict[str, Any], examples: int) -> None:
+    """Raise ``ValueError`` unless every dense layer's inputs have the examples in front."""
+    for name, value in layer_inputs.items():
+        if value.shape[:1] != (examples,):
+            raise ValueError(
+                f"the {examples} examples must lie on the first axis of every dense layer's "
+                f"inputs, and {name} is given inputs of shape {value.shape}: keep the batch's axis "
+                "apart and in front"
+            )
+
+
+def walk(staged: ClosedJaxpr, arguments: Any, visit: Callable, enters: Callable) -> list:
+    """The program's outputs, run line by line.
+
+    Args:
+        staged: the program.
+        arguments: its inputs, whatever ``visit`` can take.
+        visit: ``(line, operands) ->`` that line's results.
+        enters: ``(program, operands) ->`` whether the lines of a program that is called are run
+            one by one too.
+    """
+    program, constants = staged.jaxpr, staged.consts
     values = dict(zip([*program.constvars, *program.invars], [*constants, *arguments], strict=True))
 
     def read(atom: Any) -> Any:
@@ -90,16 +104,20 @@ def _walk(program: Jaxpr, constants: Any, arguments: Any, visit: Callable) -> li
 
     for line in program.eqns:
         operands = [read(atom) for atom in line.invars]
-        inner = [part for part in _programs(line) if any(layers_marked_in(part))]
+        inner = [part for part in _programs(line) if enters(part, operands)]
         if inner and line.primitive.name in RUN_IN_PLACE:
-            results = _walk(inner[0].jaxpr, inner[0].consts, operands, visit)
+            results = walk(inner[0], operands, visit, enters)
         else:
             results = visit(line, operands)
         values |= zip(line.outvars, results, strict=True)
     return [read(atom) for atom in program.outvars]
 
 
-def _run_alone(program: Jaxpr, line: JaxprEqn, operands: list) -> list:
+def _holds_marks(program: ClosedJaxpr, operands: list) -> bool:
+    return any(layers_marked_in(program))
+
+
+def run_alone(program: Jaxpr, line: JaxprEqn, operands: list) -> list:
     """The results of one line, as a program of its own."""
     named = {atom: o for atom, o in zip(line.invars, operands) if not isinstance(atom, Literal)}
     about = program.debug_info._replace(arg_names=None, result_paths=None)
@@ -165,7 +183,7 @@ def _check_use(program: ClosedJaxpr, owners: list[str], dense: Any) -> None:
                 )
         return [""] * len(line.outvars)
 
-    _walk(program.jaxpr, program.consts, owners, visit)
+    walk(program, owners, visit, _holds_marks)
     for name in dense:
         if name not in called:
             raise ValueError(
