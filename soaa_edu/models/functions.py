@@ -177,7 +177,8 @@ def _multiplies(line: JaxprEqn, operands: list) -> bool:
 
 def _keeps_columns(line: JaxprEqn, kind: str) -> bool:
     """Whether a line leaves the columns of an array what they are, and of a weight the rows."""
-    before, after = line.invars[0].aval.shape, line.outvars[0].aval.shape
+    ends: Any = line.invars[0].aval, line.outvars[0].aval
+    before, after = (end.shape for end in ends)
     match line.primitive.name:
         case "convert_element_type":
             return True

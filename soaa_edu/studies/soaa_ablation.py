@@ -106,9 +106,9 @@ SCALES = {
         SIZES["laptop"]._replace(characters=204_800)._asdict(),
         9,
         5,
-        ("mlp",),
-        50,
-        35.0,
+        (),
+        0,
+        20.0,
     ),
     "gpu": Settings(
         ("decoder",), SIZES["gpu"]._replace(characters=5_000_000)._asdict(), 5, 3, (), 0, 13.0
