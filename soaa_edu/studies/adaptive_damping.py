@@ -105,7 +105,7 @@ def cells(settings: Settings) -> dict[str, Callable[..., Any] | Cell]:
             )
             if batch_size in settings.refined:
                 more = {"seeds": settings.refined_seeds, "tuning_seeds": REFINING_SEEDS}
-                again = partial(refined, lambda value, build=build: build(value), data)
+                again = partial(refined, build, data)
                 runs[name + REFINED] = Cell(partial(again, **more, **length), needs=(name,))
     return {**runs, "solver": partial(_solver_errors, settings.seeds)}
 
@@ -199,10 +199,7 @@ def verdicts(results: dict) -> list[Verdict]:
 
 
 def _search(results: dict, rule: str, batch_size: int) -> dict:
-    search = latest(results, f"{rule}_at_{batch_size}")["search"]
-    if "values" in search:
-        return search
-    return {**search, "values": search["points"]["value"], "best": search["best"]["value"]}
+    return latest(results, f"{rule}_at_{batch_size}")["search"]
 
 
 def tries_near_the_best(results: dict, rule: str, batch_size: int) -> int:

@@ -74,7 +74,7 @@ class Settings(NamedTuple):
 
 SCALES = {
     "quick": Settings(1920, 2, 2, 3, 320, 3, 20, 3, 1.25),
-    "laptop": Settings(None, 7, 5, 9, 2048, 100, 200, 5, 45.0),
+    "laptop": Settings(None, 7, 5, 9, 2048, 100, 200, 5, 25.0),
     "gpu": Settings(None, 7, 5, 9, 2048, 25, 200, 5, 9.5),
 }
 

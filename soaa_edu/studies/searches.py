@@ -110,25 +110,6 @@ def tuned(
     }
 
 
-def refined(build: Callable[..., Optimizer], data: Dataset, found: Any, **settings: Any) -> Any:
-    """A finer search around the best point of ``found``, on three seeds or more, then the runs.
-
-    Args:
-        build: point -> optimizer.
-        data: to train on.
-        found: what ``tuned`` or ``tuned_runs`` gave.
-        **settings: as those of ``tuned``.
-
-    Returns:
-        What ``tuned`` gives for three values of each number, √2 apart, and more where the best of
-        them lies at an edge.
-    """
-    best = found["search"]["best"]
-    point = best if isinstance(best, dict) else {"value": best}
-    grid = {name: grid_around(value, 2**0.5, 3) for name, value in point.items()}
-    return tuned(build, grid, data, **{"tuning_seeds": FINE_TUNING_SEEDS, **settings})
-
-
 def tuned_runs(
     build: Callable[[Any], Optimizer], grid: Sequence[float], data: Dataset, **settings: Any
 ) -> dict[str, Any]:
@@ -141,6 +122,27 @@ def tuned_runs(
     points, scores, best = (found["search"][key] for key in ("points", "scores", "best"))
     search = {"values": points["value"], "scores": scores, "best": best["value"]}
     return {**found, "search": search}
+
+
+def refined(build: Callable[..., Optimizer], data: Dataset, found: Any, **settings: Any) -> Any:
+    """A finer search around the best point of ``found``, on three seeds or more, then the runs.
+
+    Args:
+        build: what was given to ``tuned`` or ``tuned_runs``.
+        data: to train on.
+        found: what that gave.
+        **settings: its other settings.
+
+    Returns:
+        What it gives for three values of each number, √2 apart, and more where the best of them
+        lies at an edge.
+    """
+    settings = {"tuning_seeds": FINE_TUNING_SEEDS, **settings}
+    best = found["search"]["best"]
+    if not isinstance(best, dict):
+        return tuned_runs(build, grid_around(best, 2**0.5, 3), data, **settings)
+    grid = {name: grid_around(value, 2**0.5, 3) for name, value in best.items()}
+    return tuned(build, grid, data, **settings)
 
 
 def grid_around(middle: float, ratio: float, values: int) -> list[float]:

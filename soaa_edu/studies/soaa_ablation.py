@@ -167,14 +167,10 @@ def cells(settings: Settings) -> dict[str, Callable[..., Any] | Cell]:
             tune = partial(tuned_runs, partial(build, method, given), grid, given.data, **length)
             found[name] = partial(_then, borrow, partial(tune, seeds=settings.seeds))
             if network in settings.refined and method in REFINED_METHODS:
-                named = partial(_build_at, method, given)
-                again = partial(refined, named, given.data, seeds=settings.refined_seeds, **length)
+                at = partial(build, method, given)
+                again = partial(refined, at, given.data, seeds=settings.refined_seeds, **length)
                 found[name + REFINED] = Cell(partial(_then, borrow, again), needs=(name,))
     return found
-
-
-def _build_at(method: str, given: Task, value: Any) -> Optimizer:
-    return build(method, given, value)
 
 
 def _then(borrow: Callable, tune: Callable, *found: Any) -> dict[str, Any]:
@@ -187,7 +183,7 @@ def _alone(found: dict[str, Any]) -> dict[str, Any]:
 
 def _with_schedules(given: Task, found: dict[str, Any]) -> dict[str, Any]:
     """SOAA's runs, and those of Adam with the dt of each, and of the next one."""
-    learning_rate = _rate(found["search"]["best"])
+    learning_rate = found["search"]["best"]
     seeds = len(found["runs"])
     scales = [recorded_scales(given, learning_rate, seed) for seed in range(seeds)]
     others = [*scales[1:], scales[0]]
@@ -312,7 +308,7 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
         found.append(
             {
                 "method": style["label"],
-                "learning rate": f"{_rate(cell['search']['best']):.2g}",
+                "learning rate": f"{cell['search']['best']:.2g}",
                 "loss": mean_and_spread(over_runs(results, method, network, "final_loss"), 4),
                 "SOAA below it": ""
                 if method == "soaa"
@@ -388,7 +384,3 @@ def log_roughness(results: dict, network: str) -> np.ndarray:
 def share(results: dict, network: str, method: str) -> np.ndarray:
     """Share of coordinates, over the whole run, in which the Fisher decides, by seed."""
     return told(results, method, network, "curvature_share").mean(axis=1)
-
-
-def _rate(best: Any) -> float:
-    return best["value"] if isinstance(best, dict) else best

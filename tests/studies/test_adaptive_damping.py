@@ -72,8 +72,8 @@ def test_a_finer_search_stands_for_the_coarse_one(answers, results, made_up_runs
     for rule, loss in (LOSSES | {"trust_region": 0.5}).items():
         cells[f"{rule}_at_640.refined"] = {
             "search": {
-                "best": {"value": 0.7},
-                "points": {"value": [0.5, 0.7, 1.0]},
+                "best": 0.7,
+                "values": [0.5, 0.7, 1.0],
                 "scores": [0.21, 0.2, 0.22],
             },
             "runs": list(made_up_runs(rule, [loss] * 5).values()),

@@ -135,8 +135,8 @@ def test_a_search_is_refined_on_three_seeds_around_its_best_in_steps_of_the_root
     np.testing.assert_allclose(tried["value"], [0.2 / 2**0.5, 0.2, 0.2 * 2**0.5])
     assert tuning_seeds == [1000, 1001, 1002]
     assert (taken, seeds) == ({"value": [0.2]}, [0, 1, 2, 3])
-    assert again["search"]["best"] == {"value": 0.2}
-    assert again["search"]["points"] == tried
+    assert again["search"]["best"] == 0.2
+    assert again["search"]["values"] == tried["value"]
     np.testing.assert_allclose(again["search"]["scores"], [0.25, 0, 0.25], atol=1e-15)
     assert len(again["runs"]) == 4
 
@@ -145,10 +145,8 @@ def test_a_refined_search_widens_and_takes_more_seeds_if_asked(sweeps):
     sweeps.best = 0.4
     found = {"search": {"best": 0.2}}
     again = searches.refined(by_value, DATA, found, seeds=1, tuning_seeds=5, **ONCE)
-    np.testing.assert_allclose(
-        again["search"]["points"]["value"], 0.2 * 2 ** (np.arange(-1, 4) / 2)
-    )
-    assert again["search"]["best"]["value"] == pytest.approx(0.4)
+    np.testing.assert_allclose(again["search"]["values"], 0.2 * 2 ** (np.arange(-1, 4) / 2))
+    assert again["search"]["best"] == pytest.approx(0.4)
     assert [len(seeds) for _, seeds in sweeps.asked] == [5, 5, 5, 1]
 
 
