@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_list)
 
     command = commands.add_parser("reproduce", help="compute a study, or resume it")
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     _add_scale(command)
     _add_place(command)
     command.set_defaults(action=_reproduce)
@@ -186,11 +186,10 @@ def _reproduce(options: argparse.Namespace) -> None:
         studies.get(name)
     with _place(options, names) as place:
         for name in names:
-            _tell(
-                studies.reproduce(
-                    name, options.scale, options.output, place=place, deadline=deadline
-                )
+            study = studies.reproduce(
+                name, options.scale, options.output, place=place, deadline=deadline
             )
+            _tell(study, name)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -232,7 +231,7 @@ def _of_rehearsal(told: Rehearsed) -> str:
     return f"{told.seconds:.0f} s; " + ("; ".join(programs) or "no new program")
 
 
-def _tell(study: Unfinished) -> None:
+def _tell(study: Unfinished, name: str | None = None) -> None:
     """Where a study's results are and what they say, or what is missing of it."""
     from soaa_edu import engine, studies
 
@@ -244,8 +243,10 @@ def _tell(study: Unfinished) -> None:
         )
         return
     print(f"{folder / study.name}.{study.scale}.json and .png")
-    for verdict in studies.verdicts(engine.finish(study)):
+    for verdict in studies.verdicts(engine.finish(study), name):
         print(f"    {verdict.claim}: {verdict.answer}")
+        for clause in verdict.clauses:
+            print(f"        {clause}")
 
 
 def _duration(minutes: float) -> str:

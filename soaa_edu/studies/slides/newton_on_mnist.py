@@ -30,24 +30,11 @@ from soaa_edu.data import mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, newton
-from soaa_edu.studies.results import HIGHEST_LOSS
-from soaa_edu.studies.runs import (
-    BATCH_SIZE,
-    LIBRARY_CUTOFF,
-    SLIDES_STEPS,
-    STYLES,
-    accuracy_against_epochs,
-    final_accuracy,
-    final_loss,
-    loss_against_seconds,
-    loss_against_steps,
-    middles,
-    over_seeds,
-    seconds_a_step,
-    seconds_of_steps,
-    slides_objective,
-    training_run,
-)
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import label
+from soaa_edu.studies.results import capped, final_accuracy, final_loss
+from soaa_edu.studies.runs import BATCH_SIZE, seconds_of_steps, training_run
+from soaa_edu.studies.slides.network import SLIDES_STEPS, field_figure, slides_objective
 from soaa_edu.studies.verdicts import (
     Clause,
     Reading,
@@ -62,53 +49,81 @@ from soaa_edu.studies.verdicts import (
 TITLE = "Newton on MNIST, undamped and damped"
 CLAIMS = ("S2", "S3", "S4", "S5")
 SLIDES_PARAMETERS = 7960
-TIMED = ("sgd", "damped", "slow_sgd", LIBRARY_CUTOFF)
+LIBRARY_CUTOFF = 9.5e-3
+TIMED = ("sgd_at_0.1", "newton", "sgd_at_0.5/32", "newton_undamped")
 GUESSING_LOSS = float(np.log(10))
 GUESSING_ACCURACY = 0.1
 SLOW = 10.0
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    train_size: int | None
-    epochs: int
-    seeds: int
-    undamped_seeds: int
-    cutoffs: tuple[float, ...]
-    timed_steps: int
-    timed_repeats: int
-    dense_hidden: int
-    dense_steps: int
-    minutes: float
+    train_size: int | None = None
+    epochs: int = 7
+    seeds: int = 5
+    undamped_seeds: int = 3
+    cutoffs: tuple[float, ...] = (1e-6, 9.5e-4, LIBRARY_CUTOFF, 1e-1)
+    timed_steps: int = 200
+    timed_repeats: int = 5
+    dense_hidden: int = 5
+    dense_steps: int = 2
+    minutes: float = 60.0
 
 
-CUTOFFS = (1e-6, 9.5e-4, 9.5e-3, 1e-1)
 SCALES = {
-    "quick": Settings(640, 2, 2, 2, (9.5e-3,), 10, 2, 1, 2, 0.25),
-    "laptop": Settings(None, 7, 5, 3, CUTOFFS, 200, 5, 5, 2, 60.0),
-    "gpu": Settings(None, 7, 5, 3, (9.5e-3,), 200, 5, 10, 5, 9.5),
+    "quick": Settings(
+        train_size=640,
+        epochs=2,
+        seeds=2,
+        undamped_seeds=2,
+        cutoffs=(LIBRARY_CUTOFF,),
+        timed_steps=10,
+        timed_repeats=2,
+        dense_hidden=1,
+        minutes=0.25,
+    ),
+    "laptop": Settings(),
+    "gpu": Settings(cutoffs=(LIBRARY_CUTOFF,), dense_hidden=10, dense_steps=5, minutes=9.5),
 }
 
 
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
     """One cell for each method and seed, and one in which all are timed in turn."""
     objective = slides_objective()
-    optimizers = {
-        "sgd": first_order(objective, optax.sgd(0.1)),
-        "slow_sgd": first_order(objective, optax.sgd(0.5 / 32)),
-        "damped": newton(objective, learning_rate=0.5, damping=32.0),
+    damped = {
+        "sgd_at_0.1": first_order(objective, optax.sgd(0.1)),
+        "sgd_at_0.5/32": first_order(objective, optax.sgd(0.5 / 32)),
+        "newton": newton(objective, learning_rate=0.5, damping=32.0),
     }
-    for cutoff in settings.cutoffs:
-        optimizers[f"undamped_{cutoff:.1e}"] = newton(objective, learning_rate=0.5, cutoff=cutoff)
+    undamped = {
+        cutoff: newton(objective, learning_rate=0.5, cutoff=cutoff) for cutoff in settings.cutoffs
+    }
     data = mnist(settings.train_size)
+
+    def run(optimizer: Optimizer, seed: int) -> Callable[[], Any]:
+        return partial(training_run, optimizer, seed, data, settings.epochs)
+
     runs = {
-        f"{method}.{seed}": partial(training_run, optimizer, seed, data, settings.epochs)
-        for method, optimizer in optimizers.items()
-        for seed in range(settings.undamped_seeds if "undamped" in method else settings.seeds)
+        stored.name(method=method, seed=seed): run(optimizer, seed)
+        for method, optimizer in damped.items()
+        for seed in range(settings.seeds)
     }
+    runs |= {
+        stored.name(**at_cutoff(cutoff), seed=seed): run(optimizer, seed)
+        for cutoff, optimizer in undamped.items()
+        for seed in range(settings.undamped_seeds)
+    }
+    optimizers = {**damped, "newton_undamped": undamped[LIBRARY_CUTOFF]}
     timed = {method: optimizers[method] for method in TIMED}
-    return {**runs, "timing": partial(_timing, timed, settings)}
+    return {**runs, stored.name(cost="step"): partial(_timing, timed, settings)}
+
+
+def at_cutoff(cutoff: float) -> dict[str, str]:
+    """The labels of undamped Newton at a cut-off of the pseudo-inverse."""
+    if cutoff == LIBRARY_CUTOFF:
+        return {"method": "newton_undamped"}
+    return {"method": "newton_cut_off", "at": f"{cutoff:.1e}"}
 
 
 def _timing(optimizers: dict[str, Optimizer], settings: Settings) -> dict[str, Any]:
@@ -151,30 +166,21 @@ def _timed(program: Callable, *arguments: Any) -> tuple[Any, float]:
     return result, perf_counter() - began
 
 
-def undamped_methods(results: dict) -> list[str]:
-    """The undamped runs, from the smallest cut-off to the largest."""
-    names = {name.rpartition(".")[0] for name in results["cells"]}
-    return sorted((n for n in names if n.startswith("undamped_")), key=_cutoff)
-
-
-def _cutoff(method: str) -> float:
-    return float(method.removeprefix("undamped_"))
-
-
 def dense_seconds_a_step(results: dict) -> np.ndarray:
     """Seconds of each dense step, extrapolated by n³ where a smaller network was timed."""
-    timing = results["cells"]["timing"]["dense"]
+    timing = stored.one(results, cost="step")["dense"]
     growth = (SLIDES_PARAMETERS / timing["parameters"]) ** 3
     return growth * (np.array(timing["form"]) + np.array(timing["pseudo_inverse"]))
 
 
 def loss_at_cutoffs(axes: Axes, results: dict) -> None:
     """Undamped Newton at each cut-off of the pseudo-inverse, a line for each seed, up to 10."""
-    for method, color in zip(undamped_methods(results), plotting.PALETTE, strict=False):
-        loss = np.fmin(over_seeds(results, method, "loss"), HIGHEST_LOSS)
-        x = middles(loss.shape[1], int(over_seeds(results, method, "steps")[0]))
+    for cutoff, color in zip(results["settings"]["cutoffs"], plotting.PALETTE, strict=False):
+        at = at_cutoff(cutoff)
+        loss = capped(stored.over_runs(results, "loss", **at))
+        x = stored.middles(loss.shape[1], stored.steps(results, **at))
         first, *_ = axes.plot(x, loss.T, color=color, linewidth=1)
-        first.set_label(f"cut-off {_cutoff(method):g}")
+        first.set_label(f"cut-off {cutoff:g}")
     axes.axhline(np.log(10), color=plotting.BLACK, linestyle=":", label="guessing, ln 10")
     axes.set(xlabel="step", ylabel="training loss (nats)", ylim=(0, 10.5))
     axes.legend()
@@ -183,10 +189,7 @@ def loss_at_cutoffs(axes: Axes, results: dict) -> None:
 def figure(results: dict) -> Figure:
     """Loss against steps and seconds, accuracy against epochs, and the cut-off's effect."""
     drawing, axes = plt.subplots(2, 2, figsize=(10, 7))
-    methods = list(TIMED)
-    loss_against_steps(axes[0, 0], results, methods)
-    loss_against_seconds(axes[0, 1], results, methods)
-    accuracy_against_epochs(axes[1, 0], results, methods)
+    field_figure(axes, results, TIMED)
     loss_at_cutoffs(axes[1, 1], results)
     for panel in axes[0]:
         panel.set(ylim=(0, 3))
@@ -196,31 +199,22 @@ def figure(results: dict) -> Figure:
 def verdicts(results: dict) -> list[Verdict]:
     """S2 to S5."""
     dense = "seconds of a step by dense algebra over those of SGD:"
-    claims: dict[str, tuple[str, list[Clause], list[str]]] = {
-        "S2": (LIBRARY_CUTOFF, _does_not_converge(results), _cutoffs_told(results)),
-        "S3": (
-            LIBRARY_CUTOFF,
-            [Clause("Newton is slow", dense, "above", SLOW, "times", [_slower(results)])],
-            _seconds_told(results, LIBRARY_CUTOFF),
-        ),
-        "S4": ("damped", _converges_behind_sgd(results), _losses_told(results)),
-        "S5": (
-            "damped",
-            [Clause("still slow", dense, "above", SLOW, "times", [_slower(results)])],
-            _seconds_told(results, "damped"),
-        ),
-    }
+
+    def slow(says: str) -> list[Clause]:
+        return [Clause(says, dense, "above", SLOW, "times", [_slower(results)])]
+
+    undamped, damped = (_seconds_told(results, m) for m in ("newton_undamped", "newton"))
     return [
-        judge(
-            claim, clauses, seeds=len(over_seeds(results, method, "final_loss")), findings=findings
-        )
-        for claim, (method, clauses, findings) in claims.items()
+        judge("S2", _does_not_converge(results), findings=_cutoffs_told(results)),
+        judge("S3", slow("Newton is slow"), findings=undamped),
+        judge("S4", _converges_behind_sgd(results), findings=_losses_told(results)),
+        judge("S5", slow("still slow"), findings=damped),
     ]
 
 
 def _does_not_converge(results: dict) -> list[Clause]:
-    loss = final_loss(results, LIBRARY_CUTOFF) - GUESSING_LOSS
-    accuracy = final_accuracy(results, LIBRARY_CUTOFF) - GUESSING_ACCURACY
+    loss = final_loss(results, method="newton_undamped") - GUESSING_LOSS
+    accuracy = final_accuracy(results, method="newton_undamped") - GUESSING_ACCURACY
     return [
         Clause(
             "it doesn't converge",
@@ -243,21 +237,22 @@ def _does_not_converge(results: dict) -> list[Clause]:
 
 def _cutoffs_told(results: dict) -> list[str]:
     return [
-        f"cut-off {_cutoff(m):g}: training loss {mean_and_spread(final_loss(results, m))}"
-        for m in undamped_methods(results)
+        f"cut-off {cutoff:g}: training loss "
+        f"{mean_and_spread(final_loss(results, **at_cutoff(cutoff)))}"
+        for cutoff in results["settings"]["cutoffs"]
     ]
 
 
 def _slower(results: dict) -> Reading:
-    sgd = seconds_a_step(results, "sgd").mean()
+    sgd = stored.cost(results, "seconds_a_step", "sgd_at_0.1").mean()
     return known(np.log(dense_seconds_a_step(results).min() / sgd))
 
 
 def _seconds_told(results: dict, method: str) -> list[str]:
     """What the same step takes by dense algebra and by the exact short way."""
-    sgd, exact = (seconds_a_step(results, m).mean() for m in ("sgd", method))
+    sgd, exact = (stored.cost(results, "seconds_a_step", m).mean() for m in ("sgd_at_0.1", method))
     dense_steps = dense_seconds_a_step(results).mean()
-    timed = results["cells"]["timing"]["dense"]["parameters"]
+    timed = stored.one(results, cost="step")["dense"]["parameters"]
     return [
         f"dense algebra: {dense_steps:.3g} s a step (timed with {timed} parameters), "
         f"extrapolated to {dense_steps * SLIDES_STEPS / 3600:,.0f} h for the slides' "
@@ -269,7 +264,7 @@ def _seconds_told(results: dict, method: str) -> list[str]:
 
 
 def _converges_behind_sgd(results: dict) -> list[Clause]:
-    damped, sgd = (final_loss(results, m) for m in ("damped", "sgd"))
+    damped, sgd = (final_loss(results, method=m) for m in ("newton", "sgd_at_0.1"))
     behind = [measured(damped - sgd)]
     return [
         Clause(
@@ -286,12 +281,13 @@ def _converges_behind_sgd(results: dict) -> list[Clause]:
 
 
 def _losses_told(results: dict) -> list[str]:
-    damped, slow = (final_loss(results, m) for m in ("damped", "slow_sgd"))
+    methods = ("newton", "sgd_at_0.5/32", "sgd_at_0.1")
+    damped, slow, _ = (final_loss(results, method=m) for m in methods)
     low, high = interval(damped - slow)
     told = [
-        f"{STYLES[m]['label']}: training loss {mean_and_spread(final_loss(results, m))}, "
-        f"test accuracy {mean_and_spread(final_accuracy(results, m))}"
-        for m in ("damped", "slow_sgd", "sgd")
+        f"{label(m)}: training loss {mean_and_spread(final_loss(results, method=m))}, "
+        f"test accuracy {mean_and_spread(final_accuracy(results, method=m))}"
+        for m in methods
     ]
     curvature = f"what the curvature adds: loss less that of SGD at 0.5/32, [{low:.4f}, {high:.4f}]"
     return [*told, curvature]

@@ -17,7 +17,7 @@ of an H100, cells one after the other.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -28,15 +28,19 @@ from matplotlib.ticker import LogLocator
 
 from soaa_edu import plotting
 from soaa_edu.data import mnist
+from soaa_edu.engine import Cell
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.studies import panels
 from soaa_edu.studies import results as stored
-from soaa_edu.studies.methods import FIRST_ORDER, METHODS, build, grid, label
-from soaa_edu.studies.results import capped
-from soaa_edu.studies.searches import tuned
+from soaa_edu.studies.methods import label
+from soaa_edu.studies.poster.field import FIRST_ORDER, build, grid
+from soaa_edu.studies.race import Task, races
+from soaa_edu.studies.results import final_loss, held_out_loss
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Clause, Verdict, interval, judge, mean_and_spread, measured
 
+Loss = Callable[..., np.ndarray]
 TITLE = "Batch size against dataset size"
 CLAIMS = ("P4",)
 MARGIN = 1.0
@@ -44,31 +48,37 @@ LAST_IMAGES = 1024
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    images: tuple[int, ...]
-    batch_sizes: tuple[int, ...]
-    hidden: int
-    epochs: int
-    methods: tuple[str, ...]
-    tries: int
-    seeds: int
-    minutes: float
+    images: tuple[int, ...] = (1000, 8000, 60_000)
+    batch_sizes: tuple[int, ...] = (64, 512, 4096)
+    hidden: int = 64
+    epochs: int = 3
+    methods: tuple[str, ...] = (*FIRST_ORDER, "kfac", "shampoo")
+    tries: int = 9
+    seeds: int = 5
+    minutes: float = 27.0
 
 
-FIELD = (*FIRST_ORDER, "kfac", "shampoo")
 SCALES = {
-    "quick": Settings((256, 2048), (64, 512), 16, 2, ("adam", "kfac"), 1, 3, 1.0),
-    "laptop": Settings((1000, 8000, 60_000), (64, 512, 4096), 64, 3, FIELD, 9, 5, 27.0),
+    "quick": Settings(
+        images=(256, 2048),
+        batch_sizes=(64, 512),
+        hidden=16,
+        epochs=2,
+        methods=("adam", "kfac"),
+        tries=1,
+        seeds=3,
+        minutes=1.0,
+    ),
+    "laptop": Settings(),
     "gpu": Settings(
-        (4000, 16_000, 60_000),
-        (256, 1024, 4096),
-        256,
-        20,
-        ("adam", "kfac", "shampoo"),
-        9,
-        5,
-        14.0,
+        images=(4000, 16_000, 60_000),
+        batch_sizes=(256, 1024, 4096),
+        hidden=256,
+        epochs=20,
+        methods=("adam", "kfac", "shampoo"),
+        minutes=14.0,
     ),
 }
 
@@ -78,32 +88,24 @@ def places(settings: Settings) -> list[tuple[int, int]]:
     return [(n, b) for n in settings.images for b in settings.batch_sizes if b <= n]
 
 
-def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
-    """One cell for each method in each place of the grid."""
+def tasks(settings: Settings) -> list[Task]:
+    """One for each place of the grid."""
     model = mlp([784, settings.hidden, settings.hidden, 10], jnp.tanh)
     objective = Objective(model, softmax_cross_entropy)
-    return {
-        f"{method}_on_{images}_at_{batch_size}": partial(
-            _learn, method, objective, images, batch_size, settings
-        )
-        for images, batch_size in places(settings)
-        for method in settings.methods
-    }
+    found = []
+    for images, batch in places(settings):
+        steps = images // batch
+        last = max(steps // 10, min(steps, LAST_IMAGES // batch), 1)
+        labels = {"images": images, "batch": batch}
+        load = partial(mnist, images)
+        found.append(Task(labels, objective, load, images, settings.epochs, batch, last))
+    return found
 
 
-def _learn(
-    method: str, objective: Objective, images: int, batch_size: int, settings: Settings
-) -> dict[str, Any]:
-    steps = images // batch_size
-    return tuned(
-        partial(build, method, objective, steps, settings.epochs),
-        grid(method, settings.tries),
-        mnist(images),
-        epochs=settings.epochs,
-        batch_size=batch_size,
-        seeds=settings.seeds,
-        last=max(steps // 10, min(steps, LAST_IMAGES // batch_size), 1),
-    )
+def cells(settings: Settings) -> dict[str, Cell]:
+    """One cell for each method in each place of the grid."""
+    points = partial(grid, tries=settings.tries)
+    return races(tasks(settings), settings.methods, build, points, seeds=settings.seeds)
 
 
 def places_of(results: dict) -> list[tuple[int, int]]:
@@ -113,56 +115,40 @@ def places_of(results: dict) -> list[tuple[int, int]]:
 
 def ratios(results: dict) -> np.ndarray:
     """Batch size over dataset size in each place."""
-    return np.array([batch_size / images for images, batch_size in places_of(results)])
+    return np.array([batch / images for images, batch in places_of(results)])
 
 
-def over_runs(results: dict, method: str, images: int, batch_size: int, key: str) -> np.ndarray:
-    """A tuned method's numbers, seeds along the first axis."""
-    return stored.over_runs(results, f"{method}_on_{images}_at_{batch_size}", key)
-
-
-def final_loss(
-    results: dict, method: str, images: int, batch_size: int, key: str = "final_loss"
-) -> np.ndarray:
-    """Training or ``"test_loss"`` at the end, by seed; that of a diverged run counts as 10."""
-    losses = over_runs(results, method, images, batch_size, key)
-    return capped(losses if losses.ndim == 1 else losses[:, -1])
-
-
-def best(results: dict, images: int, batch_size: int, first_order: bool) -> str:
-    """Of the first-order methods, or of the others, the one with the lowest mean loss."""
-    field = [m for m in results["settings"]["methods"] if (m in FIRST_ORDER) == first_order]
-    return min(field, key=lambda method: final_loss(results, method, images, batch_size).mean())
-
-
-def gain(results: dict, images: int, batch_size: int, key: str = "final_loss") -> np.ndarray:
+def gain(results: dict, images: int, batch: int, loss: Loss = final_loss) -> np.ndarray:
     """Log of first order's loss over second order's in a place, one for each seed.
 
-    Each is the method of its kind with the lowest mean training loss.
+    Each is the method of its kind with the lowest mean training loss; ``loss`` is ``final_loss`` or
+    ``held_out_loss``.
     """
-    losses = (
-        final_loss(results, best(results, images, batch_size, first), images, batch_size, key)
+    at = {"images": images, "batch": batch}
+    fields = (
+        [m for m in results["settings"]["methods"] if (m in FIRST_ORDER) == first]
         for first in (True, False)
     )
-    return stored.log_ratio(*losses)
+    best = (stored.lowest(results, field, **at) for field in fields)
+    return stored.log_ratio(*(loss(results, method=method, **at) for method in best))
 
 
-def gains(results: dict, key: str = "final_loss") -> np.ndarray:
+def gains(results: dict, loss: Loss = final_loss) -> np.ndarray:
     """In every place, ``(seeds, places)``."""
-    return np.array([gain(results, *place, key) for place in places_of(results)]).T
+    return np.array([gain(results, *place, loss) for place in places_of(results)]).T
 
 
-def slopes(results: dict, key: str = "final_loss") -> np.ndarray:
+def slopes(results: dict, loss: Loss = final_loss) -> np.ndarray:
     """Of the gain in the logs of batch and of dataset size together, ``(seeds, 2)``."""
     images, batches = np.log(np.array(places_of(results), float)).T
     design = np.stack([batches, images, np.ones_like(images)], axis=1)
-    return np.linalg.lstsq(design, gains(results, key).T, rcond=None)[0][:2].T
+    return np.linalg.lstsq(design, gains(results, loss).T, rcond=None)[0][:2].T
 
 
-def slope_in_ratio(results: dict, key: str = "final_loss") -> np.ndarray:
+def slope_in_ratio(results: dict, loss: Loss = final_loss) -> np.ndarray:
     """Of the gain in the log of the ratio, one for each seed."""
     x = np.log(ratios(results))
-    return np.array([np.polyfit(x, gain, 1)[0] for gain in gains(results, key)])
+    return np.array([np.polyfit(x, gain, 1)[0] for gain in gains(results, loss)])
 
 
 def backed(results: dict) -> str:
@@ -177,11 +163,10 @@ def backed(results: dict) -> str:
 
 def verdicts(results: dict) -> list[Verdict]:
     """P4: the gain rises with the ratio, as the caption says, by batch and dataset size alike."""
-    quantities = {"training loss": "final_loss", "test loss": "test_loss"}
     ratio, both = [], []
-    for where, key in quantities.items():
-        batch, images = slopes(results, key).T
-        ratio.append(measured(np.log(2) * slope_in_ratio(results, key), where))
+    for where, loss in {"training loss": final_loss, "test loss": held_out_loss}.items():
+        batch, images = slopes(results, loss).T
+        ratio.append(measured(np.log(2) * slope_in_ratio(results, loss), where))
         both.append(measured(np.log(2) * (batch + images), where))
     clauses = [
         Clause(
@@ -210,24 +195,24 @@ def verdicts(results: dict) -> list[Verdict]:
     for images, batch_size in (smallest, largest):
         values = mean_and_spread(gain(results, images, batch_size), 3)
         findings.append(f"log gain at batch {batch_size:,} of {images:,} images: {values}")
-    return [judge("P4", clauses, seeds=results["settings"]["seeds"], findings=findings)]
+    return [judge("P4", clauses, findings=findings)]
 
 
 def rows(results: dict) -> list[dict[str, str]]:
     """Steps, ratio, losses and gain in every place, by ratio."""
     found = []
-    for images, batch_size in places_of(results):
-        steps = over_runs(results, results["settings"]["methods"][0], images, batch_size, "steps")
+    methods = results["settings"]["methods"]
+    for images, batch in places_of(results):
+        at = {"images": images, "batch": batch}
         row = {
             "images": f"{images:,}",
-            "batch": f"{batch_size:,}",
-            "ratio": f"{batch_size / images:.4f}",
-            "steps": f"{steps[0]:,.0f}",
+            "batch": f"{batch:,}",
+            "ratio": f"{batch / images:.4f}",
+            "steps": f"{stored.steps(results, method=methods[0], **at):,}",
         }
-        for method in results["settings"]["methods"]:
-            row[label(method)] = mean_and_spread(final_loss(results, method, images, batch_size), 3)
-        row["gain"] = mean_and_spread(gain(results, images, batch_size), 2)
-        found.append(row)
+        for method in methods:
+            row[label(method)] = mean_and_spread(final_loss(results, method=method, **at), 3)
+        found.append({**row, "gain": mean_and_spread(gain(results, images, batch), 2)})
     return found
 
 
@@ -262,13 +247,13 @@ def draw_gains(axes: Axes, results: dict) -> None:
 
 def draw_losses(axes: Axes, results: dict, images: int) -> None:
     """Final training loss of every method against the batch size, for one dataset size."""
+
+    def number(method: str, batch: int) -> np.ndarray:
+        return final_loss(results, method=method, images=images, batch=batch)
+
     batches = [b for n, b in places_of(results) if n == images]
-    for method in results["settings"]["methods"]:
-        values = np.array([final_loss(results, method, images, b) for b in batches]).T
-        plotting.band(axes, batches, values, marker="o", markersize=4, **METHODS[method])
-    plotting.sizes_axis(axes, batches)
-    axes.set(yscale="log", xlabel="batch size", ylabel="training loss (nats)")
-    axes.set_title(f"{images:,} images")
+    panels.against_size(axes, batches, number, results["settings"]["methods"])
+    axes.set(yscale="log", xlabel="batch size", ylabel=panels.LOSS, title=f"{images:,} images")
 
 
 def figure(results: dict) -> Figure:

@@ -22,10 +22,12 @@ import optax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from soaa_edu import plotting, problems
+from soaa_edu import problems
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, soaa, trust_region
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import METHODS
 from soaa_edu.studies.runs import one_program
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, measured
 
@@ -38,25 +40,21 @@ DECADES = 1.0
 RISING = 1.0
 STARTS = tuple(float(10.0**k) for k in range(-4, 3))
 PROBLEMS = ("quadratic", "rosenbrock", "network")
-METHODS: dict[str, dict[str, Any]] = {
-    "cat": {"label": "CAT, first radius", "color": plotting.BLUE},
-    "soaa": {"label": "SOAA, learning rate", "color": plotting.VERMILLION},
-}
-"""How each method looks in every picture."""
+FIELD = ("cat", "soaa")
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    steps: int
-    seeds: int
-    minutes: float
+    steps: int = 500
+    seeds: int = 5
+    minutes: float = 2.0
 
 
 SCALES = {
-    "quick": Settings(50, 3, 0.5),
-    "laptop": Settings(500, 5, 2.0),
-    "gpu": Settings(500, 5, 5.0),
+    "quick": Settings(steps=50, seeds=3, minutes=0.5),
+    "laptop": Settings(),
+    "gpu": Settings(minutes=5.0),
 }
 
 
@@ -86,9 +84,9 @@ def build(method: str, loss: Callable, steps: int, start: Any) -> Optimizer:
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
     """One cell for each method on each problem."""
     return {
-        f"{method}_on_{name}": partial(_runs, method, name, settings)
+        stored.name(method=method, problem=name): partial(_runs, method, name, settings)
         for name in PROBLEMS
-        for method in METHODS
+        for method in FIELD
     }
 
 
@@ -131,7 +129,7 @@ def _run(
 
 def over_seeds(results: dict, method: str, name: str, key: str) -> np.ndarray:
     """What a method's runs found on a problem, ``(seeds, starts)``."""
-    return np.array([run[key] for run in results["cells"][f"{method}_on_{name}"]], float)
+    return np.array([run[key] for run in stored.one(results, method=method, problem=name)], float)
 
 
 def solved(results: dict, method: str) -> np.ndarray:
@@ -171,17 +169,18 @@ def verdicts(results: dict) -> list[Verdict]:
             [measured(rising)],
         ),
     ]
-    shares = [f"{method}: {solved(results, method).mean():.2f}" for method in METHODS]
+    shares = [f"{method}: {solved(results, method).mean():.2f}" for method in FIELD]
     findings = [
         "share solved, " + ", ".join(shares),
         f"share of CAT's steps that raise the loss: {of_cat:.3f}",
     ]
-    return [judge("A9", clauses, seeds=len(difference), findings=findings)]
+    return [judge("A9", clauses, findings=findings)]
 
 
 def draw_falls(axes: Axes, results: dict, name: str) -> None:
     """How far the gradient fell from each start; what fell further stands at the foot."""
-    for method, style in METHODS.items():
+    for method in FIELD:
+        style = METHODS[method]
         falls = np.maximum(over_seeds(results, method, name, "fall"), FOOT)
         axes.plot(STARTS, np.median(falls, axis=0), marker="o", **style)
         axes.fill_between(STARTS, falls.min(0), falls.max(0), color=style["color"], alpha=0.2)

@@ -28,21 +28,20 @@ from scipy.optimize import brentq
 from soaa_edu.data import mnist
 from soaa_edu.engine import Cell
 from soaa_edu.linear_solvers import lanczos_trust_region
-from soaa_edu.objective import Objective
 from soaa_edu.optimizers import Optimizer, hessian_free, levenberg_marquardt, trust_region
-from soaa_edu.studies.results import REFINED, latest, log_ratio, over_runs
-from soaa_edu.studies.runs import (
-    STYLES,
-    middles,
-    over_tuned_seeds,
-    slides_objective,
-)
-from soaa_edu.studies.searches import grid_around, refined, tuned_runs
+from soaa_edu.studies import panels
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import label
+from soaa_edu.studies.race import Task, finer_races, races
+from soaa_edu.studies.results import final_loss
+from soaa_edu.studies.searches import Grid, grid_around
+from soaa_edu.studies.slides.network import slides_objective
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 
 TITLE = "Fixed damping, Levenberg-Marquardt and trust regions"
 CLAIMS = ("S10", "S11")
-RULES = ("tuned_gauss_newton", "levenberg_marquardt", "trust_region")
+FIXED = "gauss_newton"
+RULES = (FIXED, "levenberg_marquardt", "trust_region")
 NO_WORSE = 1.0
 REFINING_SEEDS = 10
 LOST_MARGIN = 5.0
@@ -51,63 +50,90 @@ SOLVED = 1e-8
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    train_size: int | None
-    epochs: int
-    seeds: int
-    tuning_values: int
-    tuning_seeds: int
-    batch_sizes: tuple[int, ...]
-    refined: tuple[int, ...]
-    refined_seeds: int
-    iterations: int
-    minutes: float
+    train_size: int | None = None
+    epochs: int = 3
+    seeds: int = 5
+    tuning_values: int = 9
+    tuning_seeds: int = 3
+    batch_sizes: tuple[int, ...] = (64, 2048)
+    refined: tuple[int, ...] = (2048,)
+    refined_seeds: int = 50
+    iterations: int = 20
+    minutes: float = 50.0
 
 
 SCALES = {
-    "quick": Settings(1920, 2, 2, 3, 1, (64, 640), (), 0, 10, 1.5),
-    "laptop": Settings(None, 3, 5, 9, 3, (64, 2048), (2048,), 50, 20, 50.0),
-    "gpu": Settings(None, 7, 9, 9, 3, (64, 512, 2048, 16_384), (), 0, 20, 7.0),
+    "quick": Settings(
+        train_size=1920,
+        epochs=2,
+        seeds=2,
+        tuning_values=3,
+        tuning_seeds=1,
+        batch_sizes=(64, 640),
+        refined=(),
+        refined_seeds=0,
+        iterations=10,
+        minutes=1.5,
+    ),
+    "laptop": Settings(),
+    "gpu": Settings(
+        epochs=7,
+        seeds=9,
+        batch_sizes=(64, 512, 2048, 16_384),
+        refined=(),
+        refined_seeds=0,
+        minutes=7.0,
+    ),
 }
 
 
-def families(
-    objective: Objective, iterations: int
-) -> dict[str, tuple[float, Callable[[float], Optimizer]]]:
-    """Each rule: the middle of its grid, and value -> optimizer."""
-    free = partial(hessian_free, objective, curvature="gauss_newton", max_iterations=iterations)
-    region = partial(trust_region, objective, curvature="gauss_newton", iterations=iterations)
-    return {
-        "tuned_gauss_newton": (2.0, lambda damping: free(damping=damping)),
-        "levenberg_marquardt": (2.0, lambda first: free(damping=levenberg_marquardt(first))),
-        "trust_region": (1.0, lambda radius: region(radius=radius)),
-    }
+def grid(rule: str, values: int) -> Grid:
+    """λ itself, the first λ, or the first radius."""
+    return {"first": grid_around(1.0 if rule == "trust_region" else 2.0, 4.0, values)}
+
+
+def build(rule: str, task: Task, *, iterations: int, first: Any) -> Optimizer:
+    """A rule with its one number."""
+    if rule == "trust_region":
+        return trust_region(
+            task.objective, curvature="gauss_newton", iterations=iterations, radius=first
+        )
+    damping = levenberg_marquardt(first) if rule == "levenberg_marquardt" else first
+    return hessian_free(
+        task.objective, curvature="gauss_newton", max_iterations=iterations, damping=damping
+    )
 
 
 def cells(settings: Settings) -> dict[str, Callable[..., Any] | Cell]:
     """One cell for each rule and batch size, and one for the solver."""
     data = mnist(settings.train_size)
-    rules = families(slides_objective(), settings.iterations)
-    runs: dict[str, Callable[..., Any] | Cell] = {}
-    for batch_size in settings.batch_sizes:
-        length: dict[str, Any] = {"epochs": settings.epochs, "batch_size": batch_size}
-        for rule, (middle, build) in rules.items():
-            name = f"{rule}_at_{batch_size}"
-            runs[name] = partial(
-                tuned_runs,
-                build,
-                grid_around(middle, 4.0, settings.tuning_values),
-                data,
-                seeds=settings.seeds,
-                tuning_seeds=settings.tuning_seeds,
-                **length,
-            )
-            if batch_size in settings.refined:
-                more = {"seeds": settings.refined_seeds, "tuning_seeds": REFINING_SEEDS}
-                again = partial(refined, build, data)
-                runs[name + REFINED] = Cell(partial(again, **more, **length), needs=(name,))
-    return {**runs, "solver": partial(_solver_errors, settings.seeds)}
+    objective = slides_objective()
+    images = len(data.train[0])
+    tasks = {
+        size: Task({"batch": size}, objective, lambda: data, images, settings.epochs, size)
+        for size in settings.batch_sizes
+    }
+    built = partial(build, iterations=settings.iterations)
+    return {
+        **races(
+            tasks.values(),
+            RULES,
+            built,
+            partial(grid, values=settings.tuning_values),
+            seeds=settings.seeds,
+            tuning_seeds=settings.tuning_seeds,
+        ),
+        **finer_races(
+            [tasks[size] for size in settings.refined],
+            RULES,
+            built,
+            seeds=settings.refined_seeds,
+            tuning_seeds=REFINING_SEEDS,
+        ),
+        "solver": partial(_solver_errors, settings.seeds),
+    }
 
 
 def _solver_errors(seeds: int) -> dict[str, Any]:
@@ -139,17 +165,10 @@ def dense_trust_region(matrix: np.ndarray, gradient: np.ndarray, radius: float) 
     return -eigenvectors @ (slopes / (eigenvalues + damping))
 
 
-def draw_batch(axes: Axes, results: dict, batch_size: int) -> None:
+def draw_batch(axes: Axes, results: dict, batch: int) -> None:
     """Training loss against epochs, each rule at its best, a line for each seed."""
-    for rule in RULES:
-        loss = over_tuned_seeds(results, rule, batch_size, "loss")
-        steps = int(over_tuned_seeds(results, rule, batch_size, "steps")[0])
-        x = middles(loss.shape[1], steps) / steps * results["settings"]["epochs"]
-        style = STYLES[rule]
-        first, *_ = axes.plot(x, loss.T, color=style["color"], linewidth=1, alpha=0.8)
-        first.set_label(style["label"])
-    axes.set(xlabel="epoch", ylabel="training loss (nats)", title=f"batch {batch_size:,}")
-    axes.set(ylim=(0, 2.5))
+    panels.curves(axes, results, RULES, against="epoch", each_seed=True, batch=batch)
+    axes.set(title=f"batch {batch:,}", ylim=(0, 2.5))
 
 
 def figure(results: dict) -> Figure:
@@ -184,22 +203,18 @@ def verdicts(results: dict) -> list[Verdict]:
         ],
     }
     findings = [
-        f"batch {b}, {rule.removeprefix('tuned_').replace('_', '-')} from "
-        f"{_search(results, rule, b)['best']:.3g}: "
-        f"training loss {mean_and_spread(over_tuned_seeds(results, rule, b, 'final_loss'))}; "
+        f"batch {b}, {label(rule)} from {_search(results, rule, b)['best']['first']:.3g}: "
+        f"training loss {mean_and_spread(final_loss(results, method=rule, batch=b))}; "
         f"{tries_near_the_best(results, rule, b)} of "
-        f"{len(_search(results, rule, b)['values'])} tries within {NEAR} of the best"
+        f"{len(_search(results, rule, b)['scores'])} tries within {NEAR} of the best"
         for b in results["settings"]["batch_sizes"]
         for rule in RULES
     ]
-    seeds = results["settings"]["seeds"]
-    return [
-        judge(claim, clauses, seeds=seeds, findings=findings) for claim, clauses in claims.items()
-    ]
+    return [judge(claim, clauses, findings=findings) for claim, clauses in claims.items()]
 
 
-def _search(results: dict, rule: str, batch_size: int) -> dict:
-    return latest(results, f"{rule}_at_{batch_size}")["search"]
+def _search(results: dict, rule: str, batch: int) -> dict:
+    return stored.search(results, method=rule, batch=batch)
 
 
 def tries_near_the_best(results: dict, rule: str, batch_size: int) -> int:
@@ -210,13 +225,10 @@ def tries_near_the_best(results: dict, rule: str, batch_size: int) -> int:
 
 def _no_worse(results: dict, rule: str, says: str) -> Clause:
     """Beside the best fixed λ, batch size by batch size; a lost run counts as a loss of 10."""
-    readings = []
-    for batch_size in results["settings"]["batch_sizes"]:
-        losses = (
-            over_tuned_seeds(results, method, batch_size, "final_loss")
-            for method in (rule, "tuned_gauss_newton")
-        )
-        readings.append(measured(log_ratio(*losses), f"batch {batch_size:,}"))
+    readings = [
+        measured(stored.beside(results, rule, FIXED, batch=size), f"batch {size:,}")
+        for size in results["settings"]["batch_sizes"]
+    ]
     return Clause(
         says, "its loss beside that of the best fixed λ:", "at most", NO_WORSE, "%", readings
     )
@@ -224,14 +236,14 @@ def _no_worse(results: dict, rule: str, says: str) -> Clause:
 
 def lost(results: dict, rule: str, batch_size: int) -> np.ndarray:
     """Which of a rule's runs ended above half the loss of guessing, or diverged: one, else zero."""
-    losses = over_runs(results, f"{rule}_at_{batch_size}", "final_loss")
+    losses = stored.over_runs(results, "final_loss", method=rule, batch=batch_size)
     return 1.0 - (losses < np.log(10) / 2)
 
 
 def _loses_no_more(results: dict, rule: str) -> Clause:
     readings = []
     for batch_size in results["settings"]["batch_sizes"]:
-        ours, fixed = (lost(results, r, batch_size) for r in (rule, "tuned_gauss_newton"))
+        ours, fixed = (lost(results, r, batch_size) for r in (rule, FIXED))
         readings.append(measured(ours - fixed, f"batch {batch_size:,}"))
     return Clause(
         "and loses no more runs",

@@ -35,11 +35,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from soaa_edu import plotting
-from soaa_edu.data import Dataset, mnist
+from soaa_edu.data import mnist
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
-from soaa_edu.optimizers import Optimizer, hessian_free, kfac
-from soaa_edu.studies.methods import renewed_every
+from soaa_edu.optimizers import Optimizer
+from soaa_edu.studies import methods, panels
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import METHODS, label
+from soaa_edu.studies.poster.field import renewed_every
+from soaa_edu.studies.race import Task
 from soaa_edu.studies.results import capped
 from soaa_edu.studies.searches import grid_around
 from soaa_edu.studies.tables import as_text
@@ -48,33 +52,16 @@ from soaa_edu.training import sweep
 
 TITLE = "Learning rate and damping at each batch size"
 CLAIMS = ("P6",)
-NEAR_PROPORTIONAL = 0.25
 EXPONENT_MARGIN = 0.1
+NEAR_PROPORTIONAL = 0.25
 """How far from 1 an exponent may be and still count as proportional.
 
 Over the factor of 64 between the laptop's batch sizes this moves the best damping by a factor of
 64^0.25 = 2.8, less than one step of its grid.
 """
-METHODS = {
-    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
-    "gauss_newton": {"label": "Gauss-Newton", "color": plotting.GREEN},
-}
-"""How each method looks in every picture."""
-FRESH = "kfac_inverting_every_step"
+FIELD = ("kfac", "gauss_newton")
+FRESH = "kfac_fresh"
 COLOUR_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
-
-
-class Settings(NamedTuple):
-    """What a scale runs, and what it costs on one CPU core. Grids go from method to values."""
-
-    batch_sizes: tuple[int, ...]
-    learning_rates: dict[str, list[float]]
-    dampings: dict[str, list[float]]
-    images: int | None
-    hidden: int
-    epochs: int
-    seeds: int
-    minutes: float
 
 
 RATES = {
@@ -87,75 +74,86 @@ DAMPINGS = {
     "gauss_newton": grid_around(0.4, 4.0, 9),
     FRESH: grid_around(0.00625, 4.0, 9),
 }
-GPU_RATES = {method: rates for method, rates in RATES.items() if method != FRESH}
-GPU_DAMPINGS = {
-    "kfac": grid_around(0.00625, 5.0, 7),
-    "gauss_newton": grid_around(0.4, 5.0, 7),
-}
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs; the laptop's by default. Grids are by method."""
+
+    batch_sizes: tuple[int, ...] = (32, 128, 512, 2048)
+    learning_rates: dict[str, list[float]] = RATES
+    dampings: dict[str, list[float]] = DAMPINGS
+    images: int | None = 4096
+    hidden: int = 32
+    epochs: int = 3
+    seeds: int = 3
+    minutes: float = 27.0
+
+
 SCALES = {
     "quick": Settings(
-        (32, 128),
-        {"kfac": grid_around(0.05, 4.0, 3)},
-        {"kfac": grid_around(0.1, 10.0, 3)},
-        512,
-        8,
-        1,
-        3,
-        0.25,
+        batch_sizes=(32, 128),
+        learning_rates={"kfac": grid_around(0.05, 4.0, 3)},
+        dampings={"kfac": grid_around(0.1, 10.0, 3)},
+        images=512,
+        hidden=8,
+        epochs=1,
+        minutes=0.25,
     ),
-    "laptop": Settings((32, 128, 512, 2048), RATES, DAMPINGS, 4096, 32, 3, 3, 27.0),
-    "gpu": Settings((64, 512, 4096, 16_384), GPU_RATES, GPU_DAMPINGS, None, 256, 5, 3, 8.0),
+    "laptop": Settings(),
+    "gpu": Settings(
+        batch_sizes=(64, 512, 4096, 16_384),
+        learning_rates={method: RATES[method] for method in FIELD},
+        dampings={
+            "kfac": grid_around(0.00625, 5.0, 7),
+            "gauss_newton": grid_around(0.4, 5.0, 7),
+        },
+        images=None,
+        hidden=256,
+        epochs=5,
+        minutes=8.0,
+    ),
 }
 
 
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
     """A cell for each method and batch size."""
-    sizes = [784, settings.hidden, settings.hidden, 10]
-    objective = Objective(mlp(sizes, jnp.tanh), softmax_cross_entropy)
+    objective = Objective(
+        mlp([784, settings.hidden, settings.hidden, 10], jnp.tanh), softmax_cross_entropy
+    )
     data = mnist(settings.images)
+    images = len(data.train[0])
     found: dict[str, Callable[[], Any]] = {}
     for method, rates in settings.learning_rates.items():
-        for batch_size in settings.batch_sizes:
-            steps = len(data.train[0]) // batch_size
-            make = partial(build, method, objective, steps)
-            axes = {"learning_rate": rates, "damping": settings.dampings[method]}
-            found[_cell(method, batch_size)] = partial(
-                _grid, make, axes, data, batch_size, settings
-            )
+        axes = {"learning_rate": rates, "damping": settings.dampings[method]}
+        for size in settings.batch_sizes:
+            labels = {"method": method, "batch": size}
+            last = max(images // size // 10, 1)
+            task = Task(labels, objective, lambda: data, images, settings.epochs, size, last)
+            found[stored.name(**labels)] = partial(_grid, method, task, axes, settings.seeds)
     return found
 
 
-def build(method: str, objective: Objective, steps_an_epoch: int, **point: Any) -> Optimizer:
+def build(method: str, task: Task, **point: Any) -> Optimizer:
     """A method at a point of its grid."""
-    if method in ("kfac", FRESH):
-        invert_every = 1 if method == FRESH else renewed_every(steps_an_epoch)
-        return kfac(objective, invert_every=invert_every, **point)
-    return hessian_free(objective, curvature="gauss_newton", max_iterations=10, **point)
+    if method == "gauss_newton":
+        return methods.build(method, task.objective, task.steps, max_iterations=10, **point)
+    invert_every = 1 if method == FRESH else renewed_every(task.steps_an_epoch)
+    return methods.build("kfac", task.objective, task.steps, invert_every=invert_every, **point)
 
 
-def _cell(method: str, batch_size: int) -> str:
-    return f"{method}_at_{batch_size}"
-
-
-def _grid(
-    build: Callable[..., Optimizer],
-    axes: dict[str, list[float]],
-    data: Dataset,
-    batch_size: int,
-    settings: Settings,
-) -> dict[str, Any]:
+def _grid(method: str, task: Task, axes: dict[str, list[float]], seeds: int) -> dict[str, Any]:
     """Final losses and accuracies, ``(rates, dampings, seeds)``."""
-    start = build(**{name: values[0] for name, values in axes.items()})
+    model: Any = task.objective.model
+    last = task.last or task.steps_an_epoch
     told = sweep(
-        build,
+        partial(build, method, task),
         axes,
-        start.objective.model.init,
-        data,
-        epochs=settings.epochs,
-        batch_size=batch_size,
-        keys=jnp.stack([jax.random.key(seed) for seed in range(settings.seeds)]),
+        model.init,
+        task.load(),
+        epochs=task.epochs,
+        batch_size=task.batch_size,
+        keys=jnp.stack([jax.random.key(seed) for seed in range(seeds)]),
     )
-    last = max(len(data.train[0]) // batch_size // 10, 1)
     return {
         "loss": capped(told["loss"][..., -last:].mean(axis=-1)),
         "accuracy": np.nan_to_num(told["test_accuracy"][..., -1]),
@@ -164,7 +162,7 @@ def _grid(
 
 def methods_of(results: dict) -> list[str]:
     """The methods that these results are about."""
-    return [method for method in METHODS if method in results["settings"]["learning_rates"]]
+    return [method for method in FIELD if method in results["settings"]["learning_rates"]]
 
 
 def grids(results: dict, method: str) -> tuple[np.ndarray, np.ndarray]:
@@ -175,7 +173,7 @@ def grids(results: dict, method: str) -> tuple[np.ndarray, np.ndarray]:
 
 def over_grid(results: dict, method: str, batch_size: int, key: str = "loss") -> np.ndarray:
     """A method's final losses or accuracies, ``(rates, dampings, seeds)``."""
-    return np.array(results["cells"][_cell(method, batch_size)][key])
+    return np.array(stored.one(results, method=method, batch=batch_size)[key])
 
 
 def lowest_at(values: np.ndarray, losses: np.ndarray) -> float:
@@ -283,7 +281,7 @@ def verdicts(results: dict) -> list[Verdict]:
     methods = methods_of(results)
 
     def readings(exponents: Callable, less: float = 0.0) -> list[Reading]:
-        return [measured(exponents(results, m) - less, METHODS[m]["label"]) for m in methods]
+        return [measured(exponents(results, m) - less, label(m)) for m in methods]
 
     growth = "exponent of the best damping in the"
     clauses = [
@@ -312,14 +310,14 @@ def verdicts(results: dict) -> list[Verdict]:
             readings(rate_exponent),
         ),
     ]
-    return [judge("P6", clauses, seeds=results["settings"]["seeds"], findings=_told(results))]
+    return [judge("P6", clauses, findings=_told(results))]
 
 
 def _told(results: dict) -> list[str]:
     """The exponent where the learning rate is fixed, and which best values are at an edge."""
     found = []
     for method in methods_of(results):
-        of = METHODS[method]["label"]
+        of = label(method)
         found.append(
             f"{of}, exponent in the batch size at a fixed learning rate: "
             + mean_and_spread(batch_exponent_at_rates(results, method), 2)
@@ -351,7 +349,7 @@ def rows(results: dict) -> list[dict[str, str]]:
             accuracies = over_grid(results, method, size, "accuracy")[rate, damping]
             found.append(
                 {
-                    "method": METHODS[method]["label"],
+                    "method": label(method),
                     "batch": f"{size:,}",
                     "steps": f"{settings['epochs'] * (images // size):,}",
                     "rate": f"{rates[rate]:.2g}",
@@ -377,12 +375,14 @@ def draw_heat_map(
     ``colours`` are what several maps share, from ``shared_colours``.
     """
     rates, dampings = grids(results, method)
-    shown = axes.imshow(
+    shown = panels.heat_map(
+        axes,
         over_grid(results, method, batch_size).mean(axis=-1),
+        [f"{rate:.2g}" for rate in rates],
+        [""] * len(dampings),
         norm=colours or shared_colours(results),
         cmap="viridis_r",
         origin="lower",
-        aspect="auto",
     )
     rate, damping = best_point(results, method, batch_size)
     axes.plot(
@@ -398,12 +398,10 @@ def draw_heat_map(
     powers = np.arange(np.ceil(np.log10(dampings[0])), np.floor(np.log10(dampings[-1])) + 1)
     places = np.interp(powers, np.log10(dampings), range(len(dampings)))
     axes.set_xticks(places, [f"$10^{{{power:.0f}}}$" for power in powers])
-    axes.set_yticks(range(len(rates)), [f"{rate:.2g}" for rate in rates])
-    axes.grid(False)
     axes.set(
         xlabel="damping",
         ylabel="learning rate",
-        title=f"{METHODS[method]['label']}, batch {batch_size:,}",
+        title=f"{label(method)}, batch {batch_size:,}",
     )
     return shown
 
@@ -441,7 +439,7 @@ def draw_best(axes: Axes, results: dict, method: str) -> None:
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="best damping")
     axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
     axes.minorticks_off()
-    axes.set_title(METHODS[method]["label"])
+    axes.set_title(label(method))
     axes.legend()
 
 

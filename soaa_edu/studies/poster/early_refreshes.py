@@ -48,9 +48,11 @@ from soaa_edu.engine import Cell
 from soaa_edu.models import Model, mlp, vit
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer, first_order, shampoo
-from soaa_edu.studies.methods import rising_and_falling
-from soaa_edu.studies.results import capped
-from soaa_edu.studies.runs import BATCH_SIZE, middles
+from soaa_edu.studies import panels
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.poster.field import rising_and_falling
+from soaa_edu.studies.results import capped, middles
+from soaa_edu.studies.runs import BATCH_SIZE
 from soaa_edu.studies.searches import grid_around, tuned
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
@@ -83,20 +85,20 @@ PLACES = {
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on one CPU core."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    forms: tuple[str, ...]
-    width: int
-    depth: int
-    images: int
-    epochs: int
-    frequent: int
-    shares: tuple[float, ...]
-    intervals: tuple[int, ...]
-    tries: int
-    seeds: int
-    warm_up: int
-    minutes: float
+    forms: tuple[str, ...] = tuple(FORMS)
+    width: int = 16
+    depth: int = 2
+    images: int = 16_384
+    epochs: int = 2
+    frequent: int = 5
+    shares: tuple[float, ...] = (0.0, 0.01, 0.03, 0.1)
+    intervals: tuple[int, ...] = (15, 150)
+    tries: int = 9
+    seeds: int = 3
+    warm_up: int = 0
+    minutes: float = 13.0
 
     @property
     def steps(self) -> int:
@@ -105,34 +107,27 @@ class Settings(NamedTuple):
 
 
 SCALES = {
-    "quick": Settings(("grafted",), 16, 0, 3200, 2, 5, (0.0, 0.1), (25,), 1, 3, 0, 0.25),
-    "laptop": Settings(
-        tuple(FORMS),
-        16,
-        2,
-        16_384,
-        2,
-        5,
-        (0.0, 0.01, 0.03, 0.1),
-        (15, 150),
-        9,
-        3,
-        0,
-        13.0,
+    "quick": Settings(
+        forms=("grafted",),
+        depth=0,
+        images=3200,
+        shares=(0.0, 0.1),
+        intervals=(25,),
+        tries=1,
+        minutes=0.25,
     ),
+    "laptop": Settings(),
     "gpu": Settings(
-        ("grafted",),
-        64,
-        4,
-        60_000,
-        15,
-        10,
-        (0.0, 0.003, 0.005, 0.016, 0.053, 0.1),
-        (56, 187, 562),
-        9,
-        3,
-        500,
-        9.0,
+        forms=("grafted",),
+        width=64,
+        depth=4,
+        images=60_000,
+        epochs=15,
+        frequent=10,
+        shares=(0.0, 0.003, 0.005, 0.016, 0.053, 0.1),
+        intervals=(56, 187, 562),
+        warm_up=500,
+        minutes=9.0,
     ),
 }
 
@@ -231,18 +226,18 @@ def cells(settings: Settings) -> dict[str, Callable[[], Any] | Cell]:
     """For each form the tuning, the placements, a cell for each share, and the tuning anew."""
     found: dict[str, Callable[[], Any] | Cell] = {}
     for form in settings.forms:
-        tuning = f"{form}_throughout"
+        tuning = stored.name(form=form, refreshes="throughout")
         found[tuning] = Cell(partial(_tuned, form, THROUGHOUT, settings), share=TUNING)
         for place in ("even", "late"):
-            found[f"{form}_{place}"] = Cell(
+            found[stored.name(form=form, refreshes=place)] = Cell(
                 partial(_placements, form, place, settings), needs=(tuning,)
             )
         for share in settings.shares:
-            found[f"{form}_at_{share:g}"] = Cell(
+            found[stored.name(form=form, share=f"{share:g}")] = Cell(
                 partial(_at_share, form, share, settings), needs=(tuning,)
             )
         if settings.tries > 1:
-            found[f"{form}_retuned"] = Cell(
+            found[stored.name(form=form, refreshes="retuned")] = Cell(
                 partial(_tuned, form, FIRST_ALONE, settings), share=TUNING
             )
     return found
@@ -310,13 +305,12 @@ def settings_of(results: dict) -> Settings:
 
 def throughout(results: dict, form: str, key: str) -> np.ndarray:
     """Numbers of the runs with frequent refreshes to the end, seeds along the first axis."""
-    return np.array([run[key] for run in results["cells"][f"{form}_throughout"]["runs"]], float)
+    return stored.over_runs(results, key, form=form, refreshes="throughout")
 
 
 def retuned(results: dict, form: str) -> np.ndarray:
     """Accuracies with the first step's refresh alone and a learning rate tuned for that."""
-    runs = results["cells"][f"{form}_retuned"]["runs"]
-    return _last(np.array([run["test_accuracy"] for run in runs], float))
+    return stored.final_accuracy(results, form=form, refreshes="retuned")
 
 
 def accuracies(results: dict, form: str, share: float) -> np.ndarray:
@@ -326,7 +320,7 @@ def accuracies(results: dict, form: str, share: float) -> np.ndarray:
     """
     if share == 1:
         return _last(throughout(results, form, "test_accuracy"))[None]
-    return _last(np.array(results["cells"][f"{form}_at_{share:g}"]["test_accuracy"], float))
+    return _last(np.array(_of_share(results, form, share)["test_accuracy"], float))
 
 
 def refreshes(results: dict, form: str, share: float) -> list[int]:
@@ -334,7 +328,11 @@ def refreshes(results: dict, form: str, share: float) -> list[int]:
     if share == 1:
         settings = settings_of(results)
         return [THROUGHOUT.refreshes(settings.frequent, settings.steps)]
-    return results["cells"][f"{form}_at_{share:g}"]["refreshes"]
+    return _of_share(results, form, share)["refreshes"]
+
+
+def _of_share(results: dict, form: str, share: float) -> dict[str, Any]:
+    return stored.one(results, form=form, share=f"{share:g}")
 
 
 def shares_placed(results: dict) -> list[float]:
@@ -344,11 +342,10 @@ def shares_placed(results: dict) -> list[float]:
 
 def placed_numbers(results: dict, form: str, place: str, key: str) -> np.ndarray:
     """Numbers of the runs with as many refreshes as each share has, ``(shares, seeds, ...)``."""
-    cells = results["cells"]
     if place == "early":
         shares = shares_placed(results)
-        return np.array([cells[f"{form}_at_{share:g}"][key][-1] for share in shares], float)
-    return np.array(cells[f"{form}_{place}"][key], float)
+        return np.array([_of_share(results, form, share)[key][-1] for share in shares], float)
+    return np.array(stored.one(results, form=form, refreshes=place)[key], float)
 
 
 def claimed_shares(results: dict) -> list[float]:
@@ -392,7 +389,7 @@ def verdicts(results: dict) -> list[Verdict]:
             f"{mean_and_spread(accuracies(results, form, 1)[0])}, with the first step's alone: "
             f"{mean_and_spread(alone)}"
         )
-        if f"{form}_retuned" in results["cells"]:
+        if stored.select(results, form=form, refreshes="retuned"):
             findings[-1] += f", tuned for that: {mean_and_spread(retuned(results, form))}"
     clauses = [
         Clause(
@@ -412,7 +409,7 @@ def verdicts(results: dict) -> list[Verdict]:
             early,
         ),
     ]
-    return [judge("P5", clauses, seeds=results["settings"]["seeds"], findings=findings)]
+    return [judge("P5", clauses, findings=findings)]
 
 
 def table(results: dict, form: str) -> str:
@@ -438,16 +435,16 @@ def draw_table(axes: Axes, results: dict, form: str) -> None:
     means = 100 * np.array([np.resize(column, len(intervals)) for column in of_shares]).T
     counts = np.array([np.resize(refreshes(results, form, s), len(intervals)) for s in shares]).T
     low, high = _range(results)
-    axes.imshow(means, cmap="cividis", vmin=low, vmax=high, aspect="auto")
-    for (row, column), mean in np.ndenumerate(means):
-        color = "white" if mean < (low + high) / 2 else "black"
-        axes.text(column, row, f"{mean:.1f}", ha="center", va="bottom", color=color)
-        axes.text(
-            column, row, f"{counts[row, column]}", ha="center", va="top", color=color, fontsize=7
-        )
-    axes.set_xticks(range(len(shares)), [_percent(share) for share in shares])
-    axes.set_yticks(range(len(intervals)), [_later(later) for later in intervals])
-    axes.grid(False)
+    panels.heat_map(
+        axes,
+        means,
+        [_later(later) for later in intervals],
+        [_percent(share) for share in shares],
+        lambda row, column: f"{means[row, column]:.1f}\n({counts[row, column]})",
+        cmap="cividis",
+        vmin=low,
+        vmax=high,
+    )
     axes.set(
         xlabel=f"share of training with a refresh every {settings.frequent} steps",
         ylabel="then a refresh every",
@@ -476,7 +473,7 @@ def draw_curves(axes: Axes, results: dict, form: str) -> None:
     share = claimed_shares(results)[-1]
     place = shares_placed(results).index(share)
     count = refreshes(results, form, share)[-1]
-    alone = np.array(results["cells"][f"{form}_at_0"]["loss"][-1], float)
+    alone = np.array(_of_share(results, form, 0)["loss"][-1], float)
     lines = [
         (throughout(results, form, "loss"), "frequent throughout", plotting.GREEN, "--"),
         (

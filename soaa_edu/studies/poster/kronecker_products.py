@@ -34,6 +34,7 @@ from soaa_edu.kronecker import factors, run_forward
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import first_order, kfac, shampoo
+from soaa_edu.studies import results as stored
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, measured
 from soaa_edu.training import train
 
@@ -43,11 +44,11 @@ POOLED = 7
 DAMPING = 0.01
 MOMENTS = ("at the start", "trained")
 PRODUCTS = {
-    "nearest": "the nearest Kronecker product",
-    "kfac": "K-FAC, A ⊗ B",
+    "nearest": "the nearest product",
+    "kfac": "K-FAC, A ⊗ G",
     "trace": "(L ⊗ R) / tr L",
-    "root": "L^½ ⊗ R^½",
     "root_scaled": "L^½ ⊗ R^½, rescaled",
+    "root": "L^½ ⊗ R^½",
 }
 SAME = 0.01
 NEAR = 1.1
@@ -55,19 +56,19 @@ ROUNDING = 1e-6
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    train_size: int
-    epochs: int
-    seeds: int
-    probe_size: int
-    minutes: float
+    train_size: int = 60_000
+    epochs: int = 5
+    seeds: int = 5
+    probe_size: int = 2048
+    minutes: float = 3.0
 
 
 SCALES = {
-    "quick": Settings(2048, 2, 2, 256, 0.5),
-    "laptop": Settings(60_000, 5, 5, 2048, 3.0),
-    "gpu": Settings(60_000, 20, 10, 16_384, 6.0),
+    "quick": Settings(train_size=2048, epochs=2, seeds=2, probe_size=256, minutes=0.5),
+    "laptop": Settings(),
+    "gpu": Settings(epochs=20, seeds=10, probe_size=16_384, minutes=6.0),
 }
 
 
@@ -126,7 +127,7 @@ def block(matrix: np.ndarray, params: Any, name: str) -> np.ndarray:
 
 
 def nearest_product(matrix: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """A and B of the A ⊗ B nearest in Frobenius norm (Van Loan & Pitsianis 1993)."""
+    """A and G of the A ⊗ G nearest in Frobenius norm (Van Loan & Pitsianis 1993)."""
     rearranged = matrix.reshape(rows, columns, rows, columns).transpose(0, 2, 1, 3)
     u, s, vt = np.linalg.svd(rearranged.reshape(rows**2, columns**2), full_matrices=False)
     root = np.sqrt(s[0])
@@ -141,12 +142,12 @@ def shampoo_factors(fisher_block: np.ndarray, rows: int, columns: int) -> tuple:
 
 def products(found: Any, fisher_block: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """Each Kronecker product that stands for a layer's block."""
-    a, b = np.asarray(found.inputs[name]), np.asarray(found.outputs[name])
-    left, right = shampoo_factors(fisher_block, len(a), len(b))
+    a, g = np.asarray(found.inputs[name]), np.asarray(found.outputs[name])
+    left, right = shampoo_factors(fisher_block, len(a), len(g))
     root = np.kron(_root(left), _root(right))
     return {
-        "nearest": np.kron(*nearest_product(fisher_block, len(a), len(b))),
-        "kfac": np.kron(a, b),
+        "nearest": np.kron(*nearest_product(fisher_block, len(a), len(g))),
+        "kfac": np.kron(a, g),
         "trace": np.kron(left, right) / np.trace(left),
         "root": root,
         "root_scaled": root * np.sum(root * fisher_block) / np.sum(root**2),
@@ -166,7 +167,7 @@ def _root(matrix: np.ndarray) -> np.ndarray:
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
     """One cell for each seed."""
     return {
-        f"matrices.{seed}": partial(_matrices, seed, settings) for seed in range(settings.seeds)
+        stored.name(seed=seed): partial(_matrices, seed, settings) for seed in range(settings.seeds)
     }
 
 
@@ -229,9 +230,9 @@ def formula_errors(objective: Any, params: Any, batch: Any, found: Any) -> dict[
         worst = 0.0
         for name in objective.model.dense_layers:
             if method == "kfac":
-                a, b = found.inputs[name], found.outputs[name]
-                g = np.asarray(in_rows(gradient, name))
-                formula = np.linalg.solve(np.kron(a, b) + DAMPING * np.eye(len(g)), g)
+                product = np.kron(found.inputs[name], found.outputs[name])
+                flat = np.asarray(in_rows(gradient, name))
+                formula = np.linalg.solve(product + DAMPING * np.eye(len(flat)), flat)
                 taken = np.asarray(in_rows(params, name) - in_rows(after, name))
             else:
                 g = np.asarray(gradient[name]["weight"])
@@ -266,25 +267,33 @@ def worst_layer(results: dict, kind: str) -> np.ndarray:
     )
 
 
-def draw_distances(axes: Axes, results: dict, moment: str) -> None:
-    """Relative distances from the block, a group of dots for each layer."""
-    layers = list(next(iter(results["cells"].values()))[moment]["layers"])
-    colors = (plotting.BLACK, plotting.BLUE, plotting.VERMILLION, plotting.SKY, plotting.GREEN)
-    for shift, ((kind, label), color) in enumerate(zip(PRODUCTS.items(), colors, strict=True)):
-        for i, layer in enumerate(layers):
-            values = over_seeds(results, moment, "layers", layer, kind)
-            x = i + (shift - 2) * 0.15 + np.linspace(-0.03, 0.03, len(values))
-            axes.plot(x, values, "o", markersize=4, color=color, label="" if i else label)
-    axes.set(xticks=range(len(layers)), xticklabels=layers, title=moment, yscale="log")
-    axes.set(xlabel="layer", ylabel="distance from the Fisher block, relative")
+def draw_distances(axes: Axes, results: dict, layer: str) -> None:
+    """How far each product is from a layer's block, a row for each, dots for seeds and moments."""
+    looks = {"at the start": ("none", plotting.BLUE), "trained": (plotting.VERMILLION,) * 2}
+    for moment, (face, edge) in looks.items():
+        for row, kind in enumerate(PRODUCTS):
+            off = over_seeds(results, moment, "layers", layer, kind)
+            y = row + np.linspace(-0.15, 0.15, len(off))
+            dots: dict[str, Any] = {
+                "markerfacecolor": face,
+                "markeredgecolor": edge,
+                "markersize": 6,
+            }
+            axes.plot(off, y, "o", label="" if row else moment, **dots)
+    axes.set_yticks(range(len(PRODUCTS)), list(PRODUCTS.values()))
+    axes.set(xscale="log", title=layer, xlabel="distance from the Fisher block, relative")
 
 
 def figure(results: dict) -> Figure:
-    """The distances at both moments."""
-    drawing, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for panel, moment in zip(axes, MOMENTS, strict=True):
-        draw_distances(panel, results, moment)
-    axes[1].legend()
+    """The distances of both layers."""
+    layers = list(next(iter(results["cells"].values()))[MOMENTS[0]]["layers"])
+    drawing, axes = plt.subplots(
+        1, len(layers), figsize=(10, 3.6), sharex=True, sharey=True, squeeze=False
+    )
+    for panel, layer in zip(axes[0], layers, strict=True):
+        draw_distances(panel, results, layer)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].legend(loc="lower left")
     return drawing
 
 
@@ -334,4 +343,4 @@ def verdicts(results: dict) -> list[Verdict]:
         "L ⊗ R itself has the dimension of the squared Fisher: twice the loss makes it 16 times as "
         "large, and the Fisher 4 times",
     ]
-    return [judge("P7", clauses, seeds=len(results["cells"]), findings=findings)]
+    return [judge("P7", clauses, findings=findings)]

@@ -16,7 +16,6 @@ nine runs side by side. By arithmetic, not measured: tries and seeds at 1,220 st
 of an H100, the five seeds on 10^8 characters 2 minutes, and all 12 minutes with compilation.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,13 +26,16 @@ from matplotlib.figure import Figure
 
 from soaa_edu import plotting
 from soaa_edu.data import text
+from soaa_edu.engine import Cell
 from soaa_edu.models import decoder
 from soaa_edu.objective import Objective, softmax_cross_entropy
-from soaa_edu.studies.methods import METHODS, build, grid, label
-from soaa_edu.studies.results import capped, log_ratio
-from soaa_edu.studies.runs import middles
-from soaa_edu.studies.searches import tuned
-from soaa_edu.studies.tables import as_text
+from soaa_edu.studies import panels
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import METHODS, label
+from soaa_edu.studies.poster.field import build, grid
+from soaa_edu.studies.race import Task, learn, races
+from soaa_edu.studies.results import beside, final_loss
+from soaa_edu.studies.tables import as_text, of_race
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 
 TITLE = "A decoder on more and more text"
@@ -58,99 +60,86 @@ class Reading(NamedTuple):
     methods: tuple[str, ...]
 
 
-class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
-
-    readings: tuple[Reading, ...]
-    length: int
-    batch_size: int
-    width: int
-    depth: int
-    tries: int
-    seeds: int
-    minutes: float
-
-
 FIELD = ("adam", "kfac", "shampoo")
+TWO = ("adam", "shampoo")
+
+
+class Settings(NamedTuple):
+    """What a scale runs, and what it costs; the laptop's by default."""
+
+    readings: tuple[Reading, ...] = (
+        Reading((100_000,), 1, FIELD),
+        Reading((100_000,), 10, FIELD),
+        Reading((1_000_000,), 1, ("kfac",)),
+        Reading((1_000_000, 10_000_000), 1, TWO),
+    )
+    length: int = 64
+    batch_size: int = 16
+    width: int = 32
+    depth: int = 1
+    tries: int = 9
+    seeds: int = 5
+    minutes: float = 33.0
+
+
 SCALES = {
     "quick": Settings(
-        (
-            Reading((8192,), 1, ("adam", "shampoo")),
-            Reading((32_768,), 1, ("adam", "shampoo")),
-        ),
-        32,
-        16,
-        8,
-        1,
-        1,
-        3,
-        1.0,
+        readings=(Reading((8192,), 1, TWO), Reading((32_768,), 1, TWO)),
+        length=32,
+        width=8,
+        tries=1,
+        seeds=3,
+        minutes=1.0,
     ),
-    "laptop": Settings(
-        (
-            Reading((100_000,), 1, FIELD),
-            Reading((100_000,), 10, FIELD),
-            Reading((1_000_000,), 1, ("kfac",)),
-            Reading((1_000_000, 10_000_000), 1, ("adam", "shampoo")),
-        ),
-        64,
-        16,
-        32,
-        1,
-        9,
-        5,
-        33.0,
-    ),
+    "laptop": Settings(),
     "gpu": Settings(
-        (
-            Reading((100_000,), 100, ("adam", "shampoo")),
-            Reading((1_000_000,), 10, ("adam", "shampoo")),
-            Reading((10_000_000, 100_000_000), 1, ("adam", "shampoo")),
+        readings=(
+            Reading((100_000,), 100, TWO),
+            Reading((1_000_000,), 10, TWO),
+            Reading((10_000_000, 100_000_000), 1, TWO),
         ),
-        128,
-        64,
-        128,
-        4,
-        9,
-        5,
-        12.0,
+        length=128,
+        batch_size=64,
+        width=128,
+        depth=4,
+        minutes=12.0,
     ),
 }
 
 
-def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
-    """One cell for each method on each reading."""
+def task(characters: int, epochs: int, settings: Settings) -> Task:
+    """A small decoder that reads so many characters so often."""
     model = decoder(text.VOCABULARY, width=settings.width, depth=settings.depth)
+    load = partial(
+        text.synthetic, characters, length=settings.length, test_characters=TEST_CHARACTERS
+    )
+    rows = -(-characters // settings.length)
+    last = max(rows // settings.batch_size // 10, 1)
     objective = Objective(model, softmax_cross_entropy)
-    return {
-        f"{method}_on_{reading.characters[0]}_read_{reading.epochs}": partial(
-            _learn, method, objective, reading, settings
-        )
-        for reading in settings.readings
-        for method in reading.methods
-    }
+    labels = {"characters": characters, "epochs": epochs}
+    return Task(labels, objective, load, rows, epochs, settings.batch_size, last)
 
 
-def _learn(
-    method: str, objective: Objective, reading: Reading, settings: Settings
-) -> dict[str, Any]:
-    """The amount of text -> the search on it, and the runs."""
-    points = grid(method, settings.tries)
-    found: dict[str, Any] = {}
-    for characters in reading.characters:
-        data = text.synthetic(characters, length=settings.length, test_characters=TEST_CHARACTERS)
-        steps = len(data.train[0]) // settings.batch_size
-        found[str(characters)] = tuned(
-            partial(build, method, objective, steps, reading.epochs),
-            points,
-            data,
-            epochs=reading.epochs,
-            batch_size=settings.batch_size,
-            seeds=settings.seeds,
-            last=max(steps // 10, 1),
-        )
-        points = {n: [v] for n, v in found[str(characters)]["search"]["best"].items()}
+def cells(settings: Settings) -> dict[str, Cell]:
+    """One for each method on each amount of text, read so often."""
+    found: dict[str, Cell] = {}
+    points = partial(grid, tries=settings.tries)
+    for reading in settings.readings:
+        first, *further = (task(n, reading.epochs, settings) for n in reading.characters)
+        found |= races([first], reading.methods, build, points, seeds=settings.seeds)
+        for method in reading.methods:
+            tuned = stored.name(method=method, **first.labels)
+            for more in further:
+                found[stored.name(method=method, **more.labels)] = Cell(
+                    partial(_as_tuned, method, more, settings.seeds), needs=(tuned,)
+                )
     return found
+
+
+def _as_tuned(method: str, task: Task, seeds: int, tuned: dict[str, Any]) -> dict[str, Any]:
+    """The runs of a method at the point that was best on less text."""
+    points = {name: [value] for name, value in tuned["search"]["best"].items()}
+    return learn(method, task, build, points, seeds=seeds)
 
 
 def readings_of(results: dict) -> list[tuple[int, int]]:
@@ -161,46 +150,13 @@ def readings_of(results: dict) -> list[tuple[int, int]]:
 
 def learners(results: dict, characters: int, epochs: int) -> list[str]:
     """The methods that learned from a reading."""
-    return [m for m in METHODS if _found(results, m, characters, epochs) is not None]
-
-
-def _found(results: dict, method: str, characters: int, epochs: int) -> dict | None:
-    ends = f"_read_{epochs}"
-    for name, cell in results["cells"].items():
-        if name.startswith(f"{method}_on_") and name.endswith(ends) and str(characters) in cell:
-            return cell[str(characters)]
-    return None
-
-
-def over_runs(results: dict, method: str, characters: int, epochs: int, key: str) -> np.ndarray:
-    """A method's numbers, seeds along the first axis.
-
-    Raises:
-        ValueError: the method has not learned from this reading.
-    """
-    found = _found(results, method, characters, epochs)
-    if found is None:
-        raise ValueError(
-            f"{label(method)} has not read {characters:,} characters {epochs} times: "
-            "take a reading of readings_of and a method of learners"
-        )
-    return np.array([run[key] for run in found["runs"]], float)
-
-
-def final_loss(results: dict, method: str, characters: int, epochs: int) -> np.ndarray:
-    """Training loss at the end, one for each seed; that of a diverged run counts as 10."""
-    return capped(over_runs(results, method, characters, epochs, "final_loss"))
-
-
-def held_out_loss(results: dict, method: str, characters: int, epochs: int) -> np.ndarray:
-    """Loss on text of the same language that was not trained on, one for each seed."""
-    return capped(over_runs(results, method, characters, epochs, "test_loss")[:, -1])
+    found = stored.values_of(results, "method", characters=characters, epochs=epochs)
+    return [method for method in METHODS if method in found]
 
 
 def gain(results: dict, method: str, characters: int, epochs: int) -> np.ndarray:
     """Log of Adam's training loss over a method's, one for each seed: 0.01 is one per cent."""
-    losses = (final_loss(results, m, characters, epochs) for m in (RIVAL, method))
-    return log_ratio(*losses)
+    return beside(results, RIVAL, method, characters=characters, epochs=epochs)
 
 
 def verdicts(results: dict) -> list[Verdict]:
@@ -230,20 +186,20 @@ def verdicts(results: dict) -> list[Verdict]:
             fall,
         ),
     ]
-    return [judge("P3", clauses, seeds=results["settings"]["seeds"], findings=_told(results))]
+    return [judge("P3", clauses, findings=_told(results))]
 
 
 def _told(results: dict) -> list[str]:
     """Losses on every reading, and whether fresh text or more steps take the gain away."""
     readings = readings_of(results)
-    found = [
-        f"{n:,} characters read {epochs} times, training loss: "
-        + ", ".join(
-            f"{label(m)} {mean_and_spread(final_loss(results, m, n, epochs), 3)}"
+    found = []
+    for n, epochs in readings:
+        losses = (
+            f"{label(m)} "
+            f"{mean_and_spread(final_loss(results, method=m, characters=n, epochs=epochs), 3)}"
             for m in learners(results, n, epochs)
         )
-        for n, epochs in readings
-    ]
+        found.append(f"{n:,} characters read {epochs} times, training loss: {', '.join(losses)}")
     for n, epochs in readings:
         if epochs == 1 or (n * epochs, 1) not in readings:
             continue
@@ -261,19 +217,15 @@ def rows(results: dict) -> list[dict[str, str]]:
     """Steps, training and held-out loss, and the gain on Adam of each method on each reading."""
     found = []
     for n, epochs in readings_of(results):
-        for method in learners(results, n, epochs):
-            given = (results, method, n, epochs)
-            found.append(
-                {
-                    "characters": f"{n:,}",
-                    "read": str(epochs),
-                    "steps": f"{over_runs(*given, 'steps')[0]:,.0f}",
-                    "method": label(method),
-                    "training loss": mean_and_spread(final_loss(*given), 3),
-                    "held-out loss": mean_and_spread(held_out_loss(*given), 3),
-                    "gain, %": f"{100 * gain(*given).mean():.1f}" if method != RIVAL else "",
-                }
-            )
+        at = {"characters": n, "epochs": epochs}
+        methods = learners(results, n, epochs)
+        for method, row in zip(
+            methods, of_race(results, methods, ["loss", "test loss"], **at), strict=True
+        ):
+            steps = stored.steps(results, method=method, **at)
+            read = {"characters": f"{n:,}", "read": str(epochs), "steps": f"{steps:,}"}
+            gained = f"{100 * gain(results, method, n, epochs).mean():.1f}"
+            found.append({**read, **row, "gain, %": gained if method != RIVAL else ""})
     return found
 
 
@@ -284,13 +236,10 @@ def table(results: dict) -> str:
 
 def draw_curves(axes: Axes, results: dict, characters: int, epochs: int) -> None:
     """Training loss against steps on one reading, as in the poster's Figure 3."""
-    for method in learners(results, characters, epochs):
-        loss = over_runs(results, method, characters, epochs, "loss")
-        x = middles(loss.shape[1], int(over_runs(results, method, characters, epochs, "steps")[0]))
-        plotting.band(axes, x, loss, **METHODS[method])
+    methods = learners(results, characters, epochs)
+    panels.curves(axes, results, methods, characters=characters, epochs=epochs)
     times = "once" if epochs == 1 else f"{epochs} times"
-    axes.set(xlabel="step", ylabel="training loss (nats)", xscale="log")
-    axes.set_title(f"{characters:,} characters, {times}")
+    axes.set(xscale="log", title=f"{characters:,} characters, {times}")
 
 
 def draw_gains(axes: Axes, results: dict) -> None:

@@ -82,4 +82,4 @@ def verdicts(results: dict) -> list[Verdict]:
         f"computed: {ours['operations'][1]:.1e} operations, {ours['gigabytes'][1]:.1e} GB",
         f"8 bytes for each of n³ numbers would be {ours['gigabytes_of_n_cubed'][1]:.1e} GB",
     ]
-    return [judge("S9", clauses, seeds=0, findings=findings)]
+    return [judge("S9", clauses, findings=findings)]

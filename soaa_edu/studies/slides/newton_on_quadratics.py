@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from soaa_edu import plotting
 from soaa_edu.optimizers import newton
 from soaa_edu.problems import random_quadratic
+from soaa_edu.studies.results import name
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, measured
 
 TITLE = "Newton's one step on quadratics, and gradient descent's many"
@@ -28,28 +29,29 @@ CLAIMS = ("S1",)
 MOST_ROUNDING = 1.0
 TARGET = 1e-6
 NO_BATCH = (None, None)
+CONDITIONS = tuple(10.0**k for k in range(7))
 
 
 class Settings(NamedTuple):
-    """What a scale runs, and what it costs on two CPU cores."""
+    """What a scale runs, and what it costs; the laptop's by default."""
 
-    dimensions: int
-    condition_numbers: tuple[float, ...]
-    seeds: int
-    minutes: float
+    dimensions: int = 20
+    condition_numbers: tuple[float, ...] = CONDITIONS
+    seeds: int = 5
+    minutes: float = 2.0
 
 
 SCALES = {
-    "quick": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4), 3, 0.07),
-    "laptop": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6), 5, 2.0),
-    "gpu": Settings(20, (1e0, 1e1, 1e2, 1e3, 1e4, 1e5), 5, 2.5),
+    "quick": Settings(condition_numbers=CONDITIONS[:5], seeds=3, minutes=0.07),
+    "laptop": Settings(),
+    "gpu": Settings(condition_numbers=CONDITIONS[:6], minutes=2.5),
 }
 
 
 def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
     """One cell for each condition number."""
     return {
-        f"{condition:.0e}": partial(_race, condition, settings)
+        name(condition=f"{condition:.0e}"): partial(_race, condition, settings)
         for condition in settings.condition_numbers
     }
 
@@ -152,4 +154,4 @@ def verdicts(results: dict) -> list[Verdict]:
         f"κ = {condition:g}: gradient descent takes {count.mean():,.0f} steps"
         for condition, count in zip(conditions, counts, strict=True)
     ]
-    return [judge("S1", [one_step], seeds=len(rounding), findings=findings)]
+    return [judge("S1", [one_step], findings=findings)]
