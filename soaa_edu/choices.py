@@ -7,6 +7,7 @@ together. Where no method does, the line has the first-order methods, all that w
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ STATE = "state, in copies"
 
 
 class Table:
-    """Rows with the same columns: plain text when printed, Markdown in a notebook."""
+    """Rows with the same columns: text when printed, a table in a notebook."""
 
     def __init__(self, rows: Iterable[dict[str, str]]) -> None:
         self.rows = list(rows)
@@ -46,11 +47,16 @@ class Table:
     def __repr__(self) -> str:
         return as_text(self.rows) if self.rows else NOTHING
 
-    def _repr_markdown_(self) -> str:
+    def _repr_html_(self) -> str:
         if not self.rows:
             return NOTHING
-        lines = [list(self.rows[0]), ["---"] * len(self.rows[0]), *(r.values() for r in self.rows)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        head = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in self.rows[0])
+        lines = (
+            "".join(f'<td style="text-align:left">{escape(text)}</td>' for text in row.values())
+            for row in self.rows
+        )
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 class Setting(NamedTuple):

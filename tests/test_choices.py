@@ -58,10 +58,12 @@ def test_steps_and_networks_have_lines_of_their_own(monkeypatch):
     ]
 
 
-def test_a_table_is_markdown_in_a_notebook_and_text_elsewhere():
-    table = choices.Table([{"a": "1", "b": "2"}])
-    assert table._repr_markdown_().splitlines() == ["| a | b |", "| --- | --- |", "| 1 | 2 |"]
-    assert repr(table).splitlines() == ["a  b", "1  2"]
+def test_a_table_is_html_in_a_notebook_and_text_elsewhere():
+    table = choices.Table([{"a": "1 < 2", "b": "3"}])
+    page = table._repr_html_()
+    assert page.count("<th ") == page.count("<td ") == 2
+    assert "1 &lt; 2" in page
+    assert repr(table).splitlines() == ["a      b", "1 < 2  3"]
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +97,4 @@ def test_runs_are_compared_with_first_order_in_the_same_time(stored):
 def test_nothing_stored_makes_empty_tables(tmp_path):
     assert choices.settings(tmp_path) == []
     for table in (choices.by_need(tmp_path), choices.in_the_same_time(tmp_path)):
-        assert table._repr_markdown_() == repr(table) == choices.NOTHING
+        assert table._repr_html_() == repr(table) == choices.NOTHING
