@@ -6,7 +6,7 @@ more than 1 %, with its whole interval over seeds. Intervals hold for the method
 together. Where no method does, the line has the first-order methods, all that were run.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from soaa_edu import studies
-from soaa_edu.studies import batch_sizes, damping_grids, dataset_sizes, soaa_race
-from soaa_edu.studies.methods import FIRST_ORDER, label
-from soaa_edu.studies.results import capped, latest, log_ratio
+from soaa_edu.studies import results as stored
+from soaa_edu.studies.methods import label
+from soaa_edu.studies.poster import batch_sizes, damping_grids, dataset_sizes
+from soaa_edu.studies.poster.field import FIRST_ORDER
+from soaa_edu.studies.results import final_loss, held_out_loss, log_ratio
+from soaa_edu.studies.soaa import soaa_race
 from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import CONFIDENCE, interval
 
@@ -113,55 +116,30 @@ def _on_images(results: dict) -> Iterable[Setting]:
     for network in batch_sizes.networks_of(results):
         for size in batch_sizes.sizes_of(results, network):
             methods = batch_sizes.methods_of(results, network)
-            cells = {m: f"{m}_on_{network}_at_{size}" for m in methods}
-            costs = results["cells"].get(f"cost_on_{network}_at_{size}")
-            runs = (results, network, size)
-            yield Setting(
-                batch_sizes.NETWORKS[network],
-                int(batch_sizes.over_runs(results, methods[0], network, size, "steps")[0]),
-                {m: batch_sizes.final_loss(results, m, network, size) for m in methods},
-                {m: _last(batch_sizes.over_runs, m, *runs) for m in methods},
-                {m: latest(results, name)["search"]["best"] for m, name in cells.items()},
-                _ratios(costs["seconds_an_epoch"]) if costs else {},
-                {m: n / costs["parameter_bytes"] for m, n in costs["bytes"].items()}
-                if costs
-                else {},
-            )
+            at = {"network": network, "batch": size}
+            timed = methods if stored.select(results, cost="step", **at) else []
+            yield _setting(results, batch_sizes.NETWORKS[network], methods, timed, at)
 
 
 def _on_text(results: dict) -> Iterable[Setting]:
     for characters, epochs in dataset_sizes.readings_of(results):
         methods = dataset_sizes.learners(results, characters, epochs)
-        given = (characters, epochs)
-        yield Setting(
-            "decoder",
-            int(dataset_sizes.over_runs(results, methods[0], *given, "steps")[0]),
-            {m: dataset_sizes.final_loss(results, m, *given) for m in methods},
-            {m: dataset_sizes.held_out_loss(results, m, *given) for m in methods},
-            {m: _point_on_text(results, m, *given) for m in methods},
-            {},
-            {},
-        )
+        at = {"characters": characters, "epochs": epochs}
+        yield _setting(results, "decoder", methods, [], at)
 
 
-def _point_on_text(results: dict, method: str, characters: int, epochs: int) -> dict[str, float]:
-    (found,) = (
-        cell[str(characters)]["search"]["best"]
-        for name, cell in results["cells"].items()
-        if name.startswith(f"{method}_on_")
-        and name.endswith(f"_read_{epochs}")
-        and str(characters) in cell
+def _setting(
+    results: dict, network: str, methods: Sequence[str], timed: Sequence[str], at: dict[str, Any]
+) -> Setting:
+    return Setting(
+        network,
+        stored.steps(results, method=methods[0], **at),
+        {m: final_loss(results, method=m, **at) for m in methods},
+        {m: held_out_loss(results, method=m, **at) for m in methods},
+        {m: stored.search(results, method=m, **at)["best"] for m in methods},
+        {m: float(np.median(stored.in_adam_steps(results, m, **at))) for m in timed},
+        {m: stored.state_over_parameters(results, m, **at) for m in timed},
     )
-    return found
-
-
-def _last(over_runs: Callable, method: str, results: dict, network: str, size: int) -> np.ndarray:
-    return capped(over_runs(results, method, network, size, "test_loss")[:, -1])
-
-
-def _ratios(seconds: dict[str, Sequence[float]]) -> dict[str, float]:
-    adam = np.array(seconds["adam"])
-    return {method: float(np.median(np.array(s) / adam)) for method, s in seconds.items()}
 
 
 def by_steps(folder: Path | None = None) -> Table:
@@ -299,8 +277,9 @@ def _timed(results: dict, network: str) -> tuple[dict, dict]:
     """Seconds of a run, and its losses by seed, of each method and batch size that was timed."""
     seconds, losses = {}, {}
     for size in results["settings"]["timed"][network]:
-        epochs = results["cells"][f"cost_on_{network}_at_{size}"]["seconds_an_epoch"]
+        at = {"network": network, "batch": size}
         for method in batch_sizes.methods_of(results, network):
-            seconds[method, size] = results["settings"]["epochs"] * float(np.median(epochs[method]))
-            losses[method, size] = batch_sizes.final_loss(results, method, network, size)
+            of_step = np.median(stored.cost(results, "seconds_a_step", method, **at))
+            seconds[method, size] = float(of_step) * stored.steps(results, method=method, **at)
+            losses[method, size] = final_loss(results, method=method, **at)
     return seconds, losses

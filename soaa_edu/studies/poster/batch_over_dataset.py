@@ -38,7 +38,7 @@ from soaa_edu.studies.poster.field import FIRST_ORDER, build, grid
 from soaa_edu.studies.race import Task, races
 from soaa_edu.studies.results import final_loss, held_out_loss
 from soaa_edu.studies.tables import as_text
-from soaa_edu.studies.verdicts import Clause, Verdict, interval, judge, mean_and_spread, measured
+from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 
 Loss = Callable[..., np.ndarray]
 TITLE = "Batch size against dataset size"
@@ -151,16 +151,6 @@ def slope_in_ratio(results: dict, loss: Loss = final_loss) -> np.ndarray:
     return np.array([np.polyfit(x, gain, 1)[0] for gain in gains(results, loss)])
 
 
-def backed(results: dict) -> str:
-    """Which of the poster's two sentences on the ratio the numbers back."""
-    low, high = interval(slope_in_ratio(results))
-    if low > 0:
-        return "the caption: second order gains more where the ratio is large"
-    if high < 0:
-        return "the sentence above it: second order gains more where the ratio is small"
-    return "neither: the gain does not clearly rise or fall with the ratio"
-
-
 def verdicts(results: dict) -> list[Verdict]:
     """P4: the gain rises with the ratio, as the caption says, by batch and dataset size alike."""
     ratio, both = [], []
@@ -189,7 +179,6 @@ def verdicts(results: dict) -> list[Verdict]:
     smallest, largest = places_of(results)[0], places_of(results)[-1]
     b, d = (mean_and_spread(slope, 3) for slope in slopes(results).T)
     findings = [
-        f"on the training loss the numbers back {backed(results)}",
         f"slope of the gain in log(batch): {b}, in log(data): {d}",
     ]
     for images, batch_size in (smallest, largest):
