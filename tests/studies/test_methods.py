@@ -3,81 +3,79 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soaa_edu import Objective, softmax_cross_entropy
 from soaa_edu.models import mlp
-from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.studies import methods
 
-RENEWING = ("kfac", "shampoo", "psgd")
-OBJECTIVE = Objective(mlp([6, 4, 3]), softmax_cross_entropy)
+POINTS = {
+    "hessian_free": {"damping": 1.0},
+    "gauss_newton": {"damping": 1.0},
+    "newton": {"learning_rate": 0.1, "damping": 1.0},
+    "trust_region": {"radius": 0.1},
+    "kfac": {"learning_rate": 0.1, "damping": 0.1},
+    "galore": {"learning_rate": 1e-3, "rank": 2},
+}
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_gets_nine_tries_or_the_middle_of_them(method):
-    nine, one = (methods.grid(method, tries) for tries in (9, 1))
-    assert np.prod([len(values) for values in nine.values()]) == 9
-    for name, (middle,) in one.items():
-        np.testing.assert_allclose(nine[name][len(nine[name]) // 2], middle)
-        ratios = np.divide(nine[name][1:], nine[name][:-1])
-        np.testing.assert_allclose(ratios, ratios[0])
+def built(method, objective, steps):
+    point = POINTS.get(method, {"learning_rate": 1e-3})
+    return methods.build(method, objective, steps, **point)
 
 
-@pytest.mark.parametrize(
-    "steps_an_epoch, every", [(1, 1), (16, 1), (50, 3), (160, 10), (100_000, 10)]
-)
-@pytest.mark.parametrize("method, option", [("kfac", "invert_every"), ("shampoo", "refresh_every")])
-def test_no_preconditioner_is_older_than_ten_steps_or_a_sixteenth_of_an_epoch(
-    monkeypatch, method, option, steps_an_epoch, every
-):
-    given = {}
-    make = getattr(methods, method)
-    monkeypatch.setattr(
-        methods, method, lambda *args, **options: given.update(options) or make(*args, **options)
-    )
-    point = {name: values[0] for name, values in methods.grid(method, 1).items()}
-    methods.build(method, OBJECTIVE, steps_an_epoch, 1, **point)
-    assert given[option] == every
+def test_every_method_has_a_name_and_a_look_of_its_own():
+    looks = [tuple(look.values()) for look in methods.METHODS.values()]
+    assert len(set(looks)) == len(looks)
+    labels = [methods.label(method) for method in methods.METHODS]
+    assert len(set(labels)) == len(labels)
+    assert methods.label("soaa") == "SOAA"
 
 
-def test_a_rate_rises_to_its_value_and_falls_to_zero():
-    rate = methods.rising_and_falling(0.8, 100, 20)
-    at = np.array([rate(step) for step in (0, 9, 19, 20, 60, 100)])
-    np.testing.assert_allclose(at, [0.04, 0.4, 0.8, 0.8, 0.4, 0.0], atol=1e-7)
+@pytest.mark.parametrize("method", methods.BUILDERS)
+def test_every_method_takes_a_step_downhill(method, rng):
+    objective = Objective(mlp([6, 3]), softmax_cross_entropy)
+    batch = jnp.asarray(rng.normal(size=(8, 6)), jnp.float32), jnp.asarray(rng.integers(3, size=8))
+    optimizer = built(method, objective, 10)
+    params = objective.model.init(jax.random.key(0))
 
-
-@pytest.mark.parametrize("warm_up", [0.0, 0.25])
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_steps_with_learning_rates_that_are_traced(method, warm_up):
-    def shapes(value):
-        point = dict.fromkeys(methods.grid(method, 1), value)
-        optimizer = methods.build(method, OBJECTIVE, 32, 2, warm_up=warm_up, **point)
-        params = OBJECTIVE.model.init(jax.random.key(0))
-        batch = (jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32))
-        after, _, info = optimizer.step(params, optimizer.init(params), batch, jax.random.key(1))
-        return params, after, info["loss"]
-
-    params, after, loss = jax.eval_shape(shapes, jnp.float32(0.1))
-    assert jax.tree.leaves(after) == jax.tree.leaves(params)
-    assert loss.shape == ()
-
-
-@pytest.mark.parametrize("method, renews", [(m, m in RENEWING) for m in methods.METHODS])
-def test_every_method_is_compiled_for_a_gpu_with_renewals_that_all_runs_share(method, renews):
-    """Down to what the compiler gets; a condition that differed between runs would be gone."""
-    params = OBJECTIVE.model.init(jax.random.key(0))
-    batch = jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32)
-
-    def run(value):
-        point = dict.fromkeys(methods.grid(method, 1), value)
-        optimizer = methods.build(method, OBJECTIVE, 32, 2, **point)
-
-        def step(carry, key):
+    @jax.jit
+    def losses(params):
+        def take(carry, key):
             params, state, info = optimizer.step(*carry, batch, key)
             return (params, state), info["loss"]
 
-        keys = jax.random.split(jax.random.key(1), 3)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
+        keys = jax.random.split(jax.random.key(0))
+        return jax.lax.scan(take, (params, optimizer.init(params)), keys)[1]
 
-    traced = jax.jit(jax.vmap(run)).trace(jnp.array([0.1, 0.2]))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert ("stablehlo.case" in text) == renews
-    assert "lapack" not in text
+    first, second = losses(params)
+    assert np.isfinite(first)
+    assert second < first
+
+
+def test_a_cosine_schedule_ends_with_the_run():
+    steps = 10
+    rule = methods._adam_cosine(0.1, total_steps=steps)
+    gradient = jnp.ones(1)
+
+    def update(state, _):
+        updates, state = rule.update(gradient, state)
+        return state, updates[0]
+
+    run = jax.jit(lambda: jax.lax.scan(update, rule.init(gradient), length=steps + 1)[1])
+    halves = (1 + np.cos(np.pi * np.arange(steps + 1) / steps)) / 2
+    np.testing.assert_allclose(run(), -0.1 * halves, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["adam_cosine", "soaa", "tadam"])
+def test_a_method_that_ends_with_its_run_is_told_its_steps(method):
+    objective = Objective(mlp([6, 3]), softmax_cross_entropy)
+    batch = jnp.ones((8, 6)), jnp.zeros(8, jnp.int32)
+
+    def end(steps):
+        optimizer = built(method, objective, steps)
+        params = objective.model.init(jax.random.key(0))
+        state = optimizer.init(params)
+        for _ in range(3):
+            params, state, _ = optimizer.step(params, state, batch, jax.random.key(0))
+        return params["dense_0"]["weight"]
+
+    assert not np.allclose(jax.jit(lambda: end(4))(), jax.jit(lambda: end(400))(), rtol=1e-5)
