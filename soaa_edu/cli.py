@@ -183,7 +183,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     deadline = time.monotonic() + 60 * options.minutes
     names = studies.in_plan_order() if options.name == "all" else [options.name]
     for name in names:
-        studies.get(name)
+        studies.check_scale(name, options.scale)
     with _place(options, names) as place:
         for name in names:
             study = studies.reproduce(

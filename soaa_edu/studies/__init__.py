@@ -202,15 +202,24 @@ def begun(name: str, scale: str, folder: Path | None = None) -> Unfinished:
         StoredFileError: what is there was computed with other settings, or cannot be read.
         ValueError: an unknown study or scale.
     """
-    _check_scale(name, scale)
+    check_scale(name, scale)
     return engine.take_up(_module(name), scale, folder)
 
 
-def _check_scale(name: str, scale: str) -> None:
+def check_scale(name: str, scale: str) -> None:
+    """Make sure that a study has a scale.
+
+    Raises:
+        ValueError: an unknown study or scale, or settings without ``minutes``.
+    """
     checks.one_of("scale", scale, SCALES)
     found = get(name).SCALES
     if scale not in found:
         raise ValueError(f"{name} has no {scale} scale: take one of {', '.join(found)}")
+    if not hasattr(found[scale], "minutes"):
+        raise ValueError(
+            f"the {scale} settings of {name} have no minutes: give an estimate, such as 1.0"
+        )
 
 
 def _reproduce(
@@ -230,7 +239,7 @@ def _reproduce(
     with ExitStack() as stack:
         studies = []
         for name in names:
-            _check_scale(name, scale)
+            check_scale(name, scale)
             path = _path(name, scale, folder)
             stack.enter_context(engine.alone(Path(name).stem, scale, path.parent))
             study = begun(name, scale, path.parent)
@@ -248,7 +257,7 @@ def stored(name: str, scale: str, folder: Path | None = None) -> dict:
         soaa_edu.storage.StoredFileError: there are none; the message says how to compute them.
         ValueError: an unknown study or scale.
     """
-    _check_scale(name, scale)
+    check_scale(name, scale)
     path = _path(name, scale, folder)
     if not path.exists():
         raise StoredFileError(

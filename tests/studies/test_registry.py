@@ -17,6 +17,7 @@ from soaa_edu import engine, studies
 from soaa_edu.engine import cells
 from soaa_edu.provenance import provenance
 from soaa_edu.storage import StoredFileError
+from soaa_edu.studies import results as stored
 from soaa_edu.studies.verdicts import HOLDS, Clause, judge, known
 
 
@@ -56,14 +57,15 @@ def fake(monkeypatch):
 
     def verdicts(results):
         total = known(sum(results["cells"]["second"]["numbers"]))
-        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])], seeds=3)]
+        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])])]
 
     study.cells = lambda settings: {
         "first": lambda: compute("first", settings),
         "second": engine.Cell(lambda first: compute("second", settings), needs=("first",)),
     }
     study.figure, study.verdicts = figure, verdicts
-    monkeypatch.setitem(sys.modules, "soaa_edu.studies.fake", study)
+    monkeypatch.setitem(sys.modules, "soaa_edu.studies.fakes.fake", study)
+    monkeypatch.setitem(studies.SOURCES, "fakes", ("fake",))
     monkeypatch.setattr(studies, "NAMES", (*studies.NAMES, "fake"))
     return study
 
@@ -90,6 +92,25 @@ def test_every_study_follows_the_protocol(name):
         assert isinstance(settings, tuple)
         assert settings.minutes >= 0
     assert all(callable(part) for part in (study.cells, study.figure, study.verdicts))
+
+
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_cells_are_named_by_their_labels_after_those_that_they_need(name):
+    words = {"solver", "arithmetic"}
+    for scale in studies.SCALES:
+        seen = set()
+        for cell, (_, share, needs) in studies.begun(name, scale).cells.items():
+            assert cell in words or cell == stored.name(**stored.labels_of(cell))
+            assert {*needs} <= seen
+            assert share > 0
+            seen.add(cell)
+
+
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_stored_results_have_the_cells_that_the_study_computes(name):
+    results = studies.stored(name, "laptop")
+    assert list(results["cells"]) == list(studies.begun(name, "laptop").cells)
+    assert {verdict.claim for verdict in studies.verdicts(results)} == {*studies.get(name).CLAIMS}
 
 
 def test_no_claim_belongs_to_two_studies():
@@ -154,14 +175,16 @@ class Settings(NamedTuple):
     size: int
     minutes: float
 
-sys.modules["soaa_edu.studies.fake"] = SimpleNamespace(
+sys.modules["soaa_edu.studies.fakes.fake"] = SimpleNamespace(
     SCALES={"quick": Settings(3, 1.0)},
     cells=lambda settings: {
         "first": lambda: {"numbers": np.arange(settings.size) / 3, "lost": np.nan},
         "second": lambda: os.kill(os.getpid(), signal.SIGKILL),
     },
+    figure=None,
 )
 studies.NAMES += ("fake",)
+studies.SOURCES["fakes"] = ("fake",)
 studies.reproduce("fake", "quick", Path(sys.argv[1]))
 """
 
