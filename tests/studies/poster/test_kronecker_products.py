@@ -4,53 +4,56 @@ import numpy as np
 import pytest
 
 from soaa_edu.curvature import dense, fisher_matvec
-from soaa_edu.studies import kronecker_products as study
+from soaa_edu.studies.poster import kronecker_products as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
-TINY = study.Settings(640, 1, 1, 64, "")
+TINY = study.Settings(640, 1, 1, 64, 0.0)
 
 
-def results(formula=1e-12, empirical=0.6, off=0.3, beside=1.0, seeds=3):
+@pytest.fixture
+def results(made_up):
     """Made-up results; ``beside`` is how far K-FAC's product is off, over the nearest's."""
-    jitter = 1 + 0.01 * np.arange(seeds)
-    formula, off, beside = (np.broadcast_to(each, seeds) for each in (formula, off, beside))
 
-    def moment(seed):
-        value = float(off[seed] * jitter[seed])
-        layer = dict.fromkeys(study.PRODUCTS, value) | {"kfac": value * float(beside[seed])}
-        return {
-            "fisher_off": 1e-16,
-            "empirical_off": empirical * jitter[seed],
-            "layers": {"dense_0": layer, "dense_1": layer},
-            "formula_off": {"kfac": formula[seed] * jitter[seed], "shampoo": formula[seed]},
-        }
+    def make(formula=1e-12, empirical=1e-3, off=0.3, beside=1.0, seeds=3):
+        jitter = 1 + 0.01 * np.arange(seeds)
+        formula, off, beside = (np.broadcast_to(each, seeds) for each in (formula, off, beside))
 
-    cells = {
-        f"matrices.{seed}": {name: moment(seed) for name in study.MOMENTS} for seed in range(seeds)
-    }
-    return {"study": "kronecker_products", "settings": {}, "cells": cells}
+        def moment(seed):
+            value = off[seed] * jitter[seed]
+            layer = dict.fromkeys(study.PRODUCTS, value) | {"kfac": value * beside[seed]}
+            return {
+                "fisher_off": 1e-16,
+                "empirical_off": empirical * jitter[seed],
+                "layers": {"dense_0": layer, "dense_1": layer},
+                "formula_off": {"kfac": formula[seed] * jitter[seed], "shampoo": formula[seed]},
+            }
+
+        cells = {f"seed={k}": {name: moment(k) for name in study.MOMENTS} for k in range(seeds)}
+        return made_up("kronecker_products", cells)
+
+    return make
 
 
 @pytest.mark.parametrize(
-    "made_up, answer",
+    "changes, answer",
     [
-        (results(empirical=1e-3), HOLDS),
-        (results(empirical=1e-3, off=np.array([0.3, 0.9, 0.3])), HOLDS),
-        (results(empirical=1e-3, beside=1.09), HOLDS),
-        (results(), IN_PART),
-        (results(empirical=1e-3, beside=1.11), IN_PART),
-        (results(empirical=1e-3, beside=np.array([1.0, 1.5, 1.0])), IN_PART),
-        (results(formula=1.0, off=3.0), DOES_NOT_HOLD),
-        (results(formula=1.0, empirical=1e-3), DOES_NOT_HOLD),
-        (results(formula=np.array([1e-12, 1e-3, 1e-12]), empirical=1e-3), OPEN),
-        (results(seeds=2), OPEN),
+        ({}, HOLDS),
+        ({"off": np.array([0.3, 0.9, 0.3])}, HOLDS),
+        ({"beside": 1.09}, HOLDS),
+        ({"empirical": 0.6}, IN_PART),
+        ({"beside": 1.11}, IN_PART),
+        ({"beside": np.array([1.0, 1.5, 1.0])}, IN_PART),
+        ({"formula": 1.0, "empirical": 0.6, "off": 3.0}, DOES_NOT_HOLD),
+        ({"formula": 1.0}, DOES_NOT_HOLD),
+        ({"formula": np.array([1e-12, 1e-3, 1e-12])}, OPEN),
+        ({"seeds": 2}, OPEN),
     ],
 )
-def test_p7_can_come_out_every_way(answers, made_up, answer):
-    assert answers(made_up) == {"P7": answer}
+def test_p7_can_come_out_every_way(answers, results, changes, answer):
+    assert answers(results(**changes)) == {"P7": answer}
 
 
-def test_the_figure_shows_every_product_at_both_moments(draw):
+def test_the_figure_shows_every_product_at_both_moments(draw, results):
     drawing = draw(results())
     for axes, moment in zip(drawing.axes, study.MOMENTS, strict=True):
         assert axes.get_title() == moment

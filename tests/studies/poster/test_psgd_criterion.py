@@ -2,69 +2,64 @@ import jax
 import numpy as np
 import pytest
 
-from soaa_edu.studies import psgd_criterion as study
+from soaa_edu.studies.poster import psgd_criterion as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, OPEN
 
 SIZES = (64, 4096)
 ITERATIONS = 128
-TINY = study.Settings(640, (64,), 4, 16, 256, 1, "")
+TINY = study.Settings(640, (64,), 4, 16, 256, 1, 0.0)
 
 
-def results(small=0.5, large=0.5, large_early=2.0, seeds=3):
+@pytest.fixture
+def results(made_up):
     """Excesses at the end of both batch sizes, and of the large one after as many examples."""
-    jitter = 1 + 0.01 * np.arange(seeds)
-    points = len(study.checkpoints(ITERATIONS))
 
-    def curve(end, early, seed):
-        values = np.full(points, 3.0)
-        values[:2] = early
-        values[-1] = np.broadcast_to(end, seeds)[seed] * jitter[seed]
-        return (1 + values).tolist()
+    def make(small=0.5, large=0.5, large_early=2.0, seeds=3):
+        def curve(end, early, seed):
+            values = np.full(len(study.checkpoints(ITERATIONS)), 3.0)
+            values[:2] = early
+            values[-1] = np.broadcast_to(end, seeds)[seed] * (1 + 0.01 * seed)
+            return 1 + values
 
-    cells = {
-        f"fits.{seed}": {
-            "best": 10.0,
-            "ratios": {
-                "64": curve(small, 3.0, seed),
-                "4096": curve(large, large_early, seed),
-            },
+        cells = {
+            f"seed={seed}": {
+                "best": 10.0,
+                "ratios": {"64": curve(small, 3.0, seed), "4096": curve(large, large_early, seed)},
+            }
+            for seed in range(seeds)
         }
-        for seed in range(seeds)
-    }
-    settings = {"batch_sizes": SIZES, "iterations": ITERATIONS}
-    return {"study": "psgd_criterion", "settings": settings, "cells": cells}
+        settings = {"batch_sizes": SIZES, "iterations": ITERATIONS}
+        return made_up("psgd_criterion", cells, settings)
+
+    return make
 
 
 @pytest.mark.parametrize(
-    "made_up, answer",
+    "changes, answer",
     [
-        (results(), HOLDS),
-        (results(large=0.58), HOLDS),
-        (results(large_early=0.5), HOLDS),
-        (results(large=0.2), DOES_NOT_HOLD),
-        (results(large=0.9), DOES_NOT_HOLD),
-        (results(large=0.2, large_early=0.6), DOES_NOT_HOLD),
-        (results(large=np.array([0.1, 0.9, 0.4])), OPEN),
-        (results(seeds=2), OPEN),
+        ({}, HOLDS),
+        ({"large": 0.58}, HOLDS),
+        ({"large_early": 0.5}, HOLDS),
+        ({"large": 0.2}, DOES_NOT_HOLD),
+        ({"large": 0.9}, DOES_NOT_HOLD),
+        ({"large": 0.2, "large_early": 0.6}, DOES_NOT_HOLD),
+        ({"large": np.array([0.1, 0.9, 0.4])}, OPEN),
+        ({"seeds": 2}, OPEN),
     ],
 )
-def test_p2_can_come_out_every_way_that_one_reading_can(answers, made_up, answer):
-    assert answers(made_up) == {"P2": answer}
+def test_p2_can_come_out_every_way_that_one_reading_can(answers, results, changes, answer):
+    assert answers(results(**changes)) == {"P2": answer}
 
 
-def test_equal_samples_compares_the_large_batch_early_with_the_small_one_late():
+def test_the_excess_after_as_many_examples_is_told_and_decides_nothing(results):
     made_up = results(small=0.5, large_early=2.0)
-    np.testing.assert_allclose(
-        study.at_equal_samples(made_up), 2.0 / 0.5 / (1 + 0.01 * np.arange(3))
-    )
-
-
-def test_the_excess_after_as_many_examples_is_told_and_decides_nothing():
-    (verdict,) = study.verdicts(results(large_early=2.0))
+    expected = 2.0 / 0.5 / (1 + 0.01 * np.arange(3))
+    np.testing.assert_allclose(study.at_equal_samples(made_up), expected, rtol=1e-5)
+    (verdict,) = study.verdicts(made_up)
     assert verdict.findings[-1].endswith("after as many examples: 3.96 ± 0.04 times the excess")
 
 
-def test_the_figure_shows_each_batch_size_against_iterations_and_examples(draw):
+def test_the_figure_shows_each_batch_size_against_iterations_and_examples(draw, results):
     left, right = draw(results()).axes
     assert len(left.lines) == len(right.lines) == len(SIZES)
     assert left.lines[0].get_xdata()[-1] == ITERATIONS
