@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 from jaxprs import operations
-from soaa_edu.studies.kronecker_products import block
 
 import soaa_edu
 from soaa_edu import kfac, kronecker, levenberg_marquardt
 from soaa_edu.curvature import dense, fisher_matvec
 from soaa_edu.kronecker import factors, run_forward
+from soaa_edu.studies.poster.kronecker_products import block
 
 KEY = jax.random.key(0)
 
