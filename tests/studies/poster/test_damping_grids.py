@@ -57,7 +57,6 @@ def results(made_up):
         ({"rate": -0.5}, IN_PART),
         ({"batch": -0.4, "rate": -0.5}, DOES_NOT_HOLD),
         ({"spread": 0.5}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_p6_can_come_out_every_way(answers, results, changes, answer):

@@ -70,7 +70,6 @@ def results(made_up, runs):
         ({"lost": 0.05}, DOES_NOT_HOLD),
         ({"lost": 0.05, "gained": -0.1, "alone": 0.8}, DOES_NOT_HOLD),
         ({"lost": [0.0, 0.03, 0.002]}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_p5_can_come_out_every_way(answers, results, changes, answer):

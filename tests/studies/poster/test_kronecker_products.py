@@ -46,7 +46,6 @@ def results(made_up):
         ({"formula": 1.0, "empirical": 0.6, "off": 3.0}, DOES_NOT_HOLD),
         ({"formula": 1.0}, DOES_NOT_HOLD),
         ({"formula": np.array([1e-12, 1e-3, 1e-12])}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_p7_can_come_out_every_way(answers, results, changes, answer):

@@ -44,7 +44,6 @@ def results(made_up):
         ({"large": 0.9}, DOES_NOT_HOLD),
         ({"large": 0.2, "large_early": 0.6}, DOES_NOT_HOLD),
         ({"large": np.array([0.1, 0.9, 0.4])}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_p2_can_come_out_every_way_that_one_reading_can(answers, results, changes, answer):

@@ -54,7 +54,6 @@ def results(made_up, runs, costs):
         ),
         ({"losses": {"newton_undamped": 1.15}, "spread": 0.1}, DOES_NOT_HOLD),
         ({"losses": {"newton_undamped": 2.2}, "spread": 0.1}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_s2_can_come_out_every_way(answers, results, changes, answer):
@@ -86,9 +85,7 @@ def test_s3_and_s5_hang_on_the_quickest_dense_step(
         ({"losses": {"newton": 0.6}}, IN_PART),
         ({"losses": {"newton": np.array([0.3, 0.35, 0.4])}}, IN_PART),
         ({"losses": {"newton": 2.3}}, DOES_NOT_HOLD),
-        ({"losses": {"newton": np.nan}}, DOES_NOT_HOLD),
         ({"losses": {"newton": np.array([0.3, 1.0, 2.0])}}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_s4_can_come_out_every_way(answers, results, changes, answer):

@@ -74,9 +74,7 @@ def results(made_up, runs):
         ({"losses": {OTHERS: 0.4}}, DOES_NOT_HOLD),
         ({"losses": {OTHERS: 0.502}}, DOES_NOT_HOLD),
         ({"losses": {"soaa": 0.7}, "jumps": {"soaa": 0.2}}, DOES_NOT_HOLD),
-        ({"losses": {"soaa": np.nan}}, DOES_NOT_HOLD),
         ({"losses": {OTHERS: [0.4, 0.6, 0.6]}}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_a6_can_come_out_every_way(answers, results, changes, answer):
@@ -93,7 +91,6 @@ def test_a6_can_come_out_every_way(answers, results, changes, answer):
         ({"shares": {"soaa": 0.001}}, DOES_NOT_HOLD),
         ({"shares": {"soaa": 0.001, "soaa_sherman_morrison": 0.0}}, DOES_NOT_HOLD),
         ({"shares": {"soaa": [0.001, 0.3, 0.02]}}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_a7_can_come_out_every_way(answers, results, changes, answer):

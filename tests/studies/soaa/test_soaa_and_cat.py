@@ -39,7 +39,6 @@ def results(made_up):
         ({"solved": 3}, DOES_NOT_HOLD),
         ({"solved": 3, "decades": 0.3, "rising": 0.2}, DOES_NOT_HOLD),
         ({"solved": [7, 7, 3]}, OPEN),
-        ({"seeds": 2}, OPEN),
     ],
 )
 def test_a9_can_come_out_every_way(answers, results, changes, answer):

@@ -1,16 +1,11 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from soaa_edu import Objective, softmax_cross_entropy
-from soaa_edu.data import Dataset
-from soaa_edu.models import mlp
 from soaa_edu.studies import methods
 from soaa_edu.studies.methods import label
 from soaa_edu.studies.networks import NETWORKS, Size, task
-from soaa_edu.studies.race import Task
 from soaa_edu.studies.soaa import soaa_race as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN, Clause, judge
 
@@ -61,20 +56,16 @@ def results(made_up, runs, costs):
         ("A2", {"losses": {"adamw": 0.4}}, IN_PART),
         ("A2", {"on_encoder": {"soaa": 0.7}}, IN_PART),
         ("A2", {"losses": {"soaa": 0.7}}, DOES_NOT_HOLD),
-        ("A2", {"losses": {"soaa": np.nan}}, DOES_NOT_HOLD),
         ("A2", {"losses": {"adam": APART}}, OPEN),
-        ("A2", {"seeds": 2}, OPEN),
         ("A3", {}, HOLDS),
         ("A3", {"spreads": {"adamw": 0.001}}, IN_PART),
         ("A3", {"spreads": {"soaa": 1.0}}, DOES_NOT_HOLD),
         ("A3", {"spreads": {"soaa": 0.05}}, OPEN),
-        ("A3", {"seeds": 2}, OPEN),
         ("A4", {}, HOLDS),
         ("A4", {"losses": {"galore": 0.4}}, IN_PART),
         ("A4", {"bytes": {"galore": 2000}}, IN_PART),
         ("A4", {"losses": {"soaa": 0.7}, "bytes": {"soaa": 100}}, DOES_NOT_HOLD),
         ("A4", {"losses": {"adam_8bit": APART}}, OPEN),
-        ("A4", {"seeds": 2}, OPEN),
         ("A8", {}, HOLDS),
         ("A8", {"losses": {"soaa": 0.603}}, HOLDS),
         ("A8", {"on_encoder": {"soaa": 0.7}}, IN_PART),
@@ -82,7 +73,6 @@ def results(made_up, runs, costs):
         ("A8", {"losses": {"soaa": 0.7}}, DOES_NOT_HOLD),
         ("A8", {"losses": {"soaa": APART}}, OPEN),
         ("A8", {"losses": {"soaa": 0.7}, "on_encoder": {"soaa": APART}}, OPEN),
-        ("A8", {"seeds": 2}, OPEN),
     ],
 )
 def test_a2_to_a8_can_come_out_every_way(answers, results, claim, changes, answer):
@@ -194,40 +184,8 @@ def test_the_figure_shows_losses_and_spreads_of_every_network(draw, results):
     np.testing.assert_allclose(spreads[0].lines[-1].get_ydata(), 0.01, rtol=1e-3)
 
 
-def test_a_study_has_a_cell_for_each_race_and_for_the_costs_of_each_network():
-    settings = study.Settings(("mlp", "decoder"), TINY._asdict(), 1, 1, 1, 0.0)
-    names = [f"method={m} network={n}" for n in ("mlp", "decoder") for m in study.FIELD]
-    assert list(study.cells(settings)) == [
-        *names,
-        "cost=step network=mlp",
-        "cost=step network=decoder",
-    ]
-
-
 def built(method, given):
     return study.build(method, given, **{k: v for k, (v,) in study.grid(method, 1).items()})
-
-
-@pytest.mark.parametrize("method", study.FIELD)
-def test_every_method_takes_a_step_downhill(method, rng):
-    data = Dataset(train=(rng.normal(size=(16, 6)), rng.integers(3, size=16)))
-    objective = Objective(mlp([6, 3]), softmax_cross_entropy)
-    given = Task({}, objective, lambda: data, 16, 5, 8)
-    optimizer = built(method, given)
-    batch = jax.tree.map(lambda array: jnp.asarray(array[:8]), data.train)
-    params = jax.jit(given.init)()
-
-    def steps(params):
-        keys = jax.random.split(jax.random.key(0))
-        return jax.lax.scan(take, (params, optimizer.init(params)), keys)[1]
-
-    def take(carry, key):
-        params, state, info = optimizer.step(*carry, batch, key)
-        return (params, state), info["loss"]
-
-    first, second = jax.jit(steps)(params)
-    assert np.isfinite(first)
-    assert second < first
 
 
 @pytest.mark.parametrize("network", ["encoder", "decoder"])
