@@ -1,6 +1,4 @@
 import json
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -160,49 +158,6 @@ def test_no_time_leaves_the_study_as_it_is(fake, tmp_path):
     study = studies.reproduce("fake", "quick", tmp_path, deadline=time.monotonic())
     assert study.missing == ["first", "second"]
     assert not list(tmp_path.glob("fake*"))
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
-
-import numpy as np
-from soaa_edu import studies
-
-class Settings(NamedTuple):
-    size: int
-    minutes: float
-
-sys.modules["soaa_edu.studies.fakes.fake"] = SimpleNamespace(
-    SCALES={"quick": Settings(3, 1.0)},
-    cells=lambda settings: {
-        "first": lambda: {"numbers": np.arange(settings.size) / 3, "lost": np.nan},
-        "second": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    },
-    figure=None,
-)
-studies.NAMES += ("fake",)
-studies.SOURCES["fakes"] = ("fake",)
-studies.reproduce("fake", "quick", Path(sys.argv[1]))
-"""
-
-
-def test_a_killed_study_resumes_where_it_stopped(fake, tmp_path):
-    studies.reproduce("fake", "quick", tmp_path / "whole")
-    fake.computed.clear()
-    half_written = tmp_path / ".fake.quick.unfinished.json.x"
-    half_written.touch()
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not half_written.exists()
-    assert not (tmp_path / "fake.quick.json").exists()
-    study = studies.reproduce("fake", "quick", tmp_path)
-    assert fake.computed == ["second"]
-    assert list(study.results["cells"]) == ["first", "second"]
-    assert stored_cells(tmp_path) == stored_cells(tmp_path / "whole")
 
 
 def test_a_study_killed_before_its_picture_only_lacks_that(fake, tmp_path):
