@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "rehearse", help="compile a study's programs and run each for two steps, on any machine"
     )
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     command.add_argument("--scale", default="gpu", help="quick, laptop or gpu (default)")
     command.add_argument(
         "--minutes", type=minutes, default=3.0, help="for a cell at most (default: 3)"
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_rehearse)
 
     command = commands.add_parser("draw", help="draw figures anew from stored results")
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     command.set_defaults(action=_draw)
 
     command = commands.add_parser("claims", help="the ledger of claims with verdicts")
