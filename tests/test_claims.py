@@ -22,7 +22,7 @@ def test_every_claim_has_a_study_and_every_study_its_claims():
 def test_a_claim_is_reported_with_its_verdict_source_and_clauses(folder):
     first, source, *clauses = claims.report("S9", folder=folder).splitlines()
     assert first == "S9  holds in part (1 yes, 1 no; quick scale, a preview)"
-    assert source == f"    {claims.LEDGER['S9'].text}: {claims.LEDGER['S9'].reported}"
+    assert source == f"    “{claims.LEDGER['S9'].quote}”: {claims.LEDGER['S9'].reported}"
     assert re.match(
         r"    yes: about 5e\+36 operations; .* 1.02 times \(margin 2 times\)$", clauses[0]
     )
@@ -91,6 +91,8 @@ def test_the_table_has_a_row_for_every_claim_with_its_primary_clause(folder):
     assert len(rows) == len(claims.LEDGER)
     assert all(row.count("|") == head.count("|") == 5 for row in rows)
     row = rows[list(claims.LEDGER).index("S9")]
-    assert row.startswith(f"| S9 | {claims.LEDGER['S9'].text} | holds in part (1 yes, 1 no; quick")
+    assert row.startswith(
+        f"| S9 | “{claims.LEDGER['S9'].quote}” | holds in part (1 yes, 1 no; quick"
+    )
     assert "| yes: about 5e+36 operations; " in row
     assert rows[0].endswith("| not computed yet: soaa-edu reproduce newton_on_quadratics |  |")

@@ -55,7 +55,7 @@ FIRST = ("damping_grids", "batch_sizes", "early_refreshes")
 """Where a short time on a GPU should go first."""
 
 
-def get(name: str) -> ModuleType:
+def get(name: str | Path) -> ModuleType:
     """The module of a study.
 
     Args:
@@ -74,18 +74,18 @@ def get(name: str) -> ModuleType:
     return module
 
 
-def _module(name: str) -> str:
+def _module(name: str | Path) -> str:
     """The dotted name of a study's module, or the path of its file."""
-    if name.endswith(".py"):
+    if str(name).endswith(".py"):
         return str(Path(name).resolve())
-    checks.one_of("the study", name, NAMES)
+    checks.one_of("the study", str(name), NAMES)
     (source,) = (source for source, names in SOURCES.items() if name in names)
     return f"{__name__}.{source}.{name}"
 
 
-def _path(name: str, scale: str, folder: Path | None) -> Path:
+def _path(name: str | Path, scale: str, folder: Path | None) -> Path:
     """Where a study's results lie; those of a file, by default in ``figures/`` beside it."""
-    if name.endswith(".py"):
+    if str(name).endswith(".py"):
         folder = folder or Path(name).resolve().parent / "figures"
         return folder / f"{Path(name).stem}.{scale}.json"
     return (folder or results_folder()) / f"{name}.{scale}.json"
@@ -103,7 +103,7 @@ def results_folder() -> Path:
     return root / "figures"
 
 
-def run(name: str, scale: str) -> dict:
+def run(name: str | Path, scale: str) -> dict:
     """Compute a study in this process and keep nothing of it on disk.
 
     Returns:
@@ -116,7 +116,7 @@ def run(name: str, scale: str) -> dict:
 
 
 def reproduce(
-    name: str,
+    name: str | Path,
     scale: str,
     folder: Path | None = None,
     *,
@@ -195,7 +195,7 @@ def carry_out(
     return _reproduce(todo, scale, folder, place, deadline)
 
 
-def begun(name: str, scale: str, folder: Path | None = None) -> Unfinished:
+def begun(name: str | Path, scale: str, folder: Path | None = None) -> Unfinished:
     """A study as the last run left it in a folder, or without any cell.
 
     Raises:
@@ -206,7 +206,7 @@ def begun(name: str, scale: str, folder: Path | None = None) -> Unfinished:
     return engine.take_up(_module(name), scale, folder)
 
 
-def check_scale(name: str, scale: str) -> None:
+def check_scale(name: str | Path, scale: str) -> None:
     """Make sure that a study has a scale.
 
     Raises:
@@ -223,9 +223,13 @@ def check_scale(name: str, scale: str) -> None:
 
 
 def _reproduce(
-    names: Sequence[str], scale: str, folder: Path | None, place: Place | None, deadline: float
+    names: Sequence[str | Path],
+    scale: str,
+    folder: Path | None,
+    place: Place | None,
+    deadline: float,
 ) -> list[Unfinished]:
-    begun_of: dict[str, str] = {}
+    begun_of: dict[str, str | Path] = {}
 
     def keep(study: Unfinished) -> None:
         """Store the results and the picture of a study that has all its cells."""
@@ -250,7 +254,7 @@ def _reproduce(
     return studies
 
 
-def stored(name: str, scale: str, folder: Path | None = None) -> dict:
+def stored(name: str | Path, scale: str, folder: Path | None = None) -> dict:
     """The results that ``reproduce`` kept.
 
     Raises:
@@ -266,7 +270,7 @@ def stored(name: str, scale: str, folder: Path | None = None) -> dict:
     return engine.read(path)
 
 
-def largest_stored(name: str, folder: Path | None = None) -> dict | None:
+def largest_stored(name: str | Path, folder: Path | None = None) -> dict | None:
     """The stored results of the largest scale there is, or ``None``."""
     for scale in reversed(SCALES):
         if _path(name, scale, folder).exists():
@@ -274,7 +278,7 @@ def largest_stored(name: str, folder: Path | None = None) -> dict | None:
     return None
 
 
-def redraw(name: str, folder: Path | None = None) -> list[Path]:
+def redraw(name: str | Path, folder: Path | None = None) -> list[Path]:
     """Draw a study's pictures anew from its stored results, without computing anything.
 
     Args:
@@ -295,7 +299,7 @@ def redraw(name: str, folder: Path | None = None) -> list[Path]:
     return pictures
 
 
-def figure(name: str, results: dict) -> Figure:
+def figure(name: str | Path, results: dict) -> Figure:
     """The study's picture, in the book's style."""
     plotting.use_style()
     return get(name).figure(results)

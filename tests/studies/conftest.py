@@ -94,6 +94,10 @@ def answers():
 def draw(close_figures):
     """Draws a study's figure and checks that every panel shows labelled, finite data."""
 
+    def says_what_is_up(axes):
+        ticks = [label.get_text() for label in axes.get_yticklabels()]
+        return axes.get_ylabel() or any(map(str.isidentifier, " ".join(ticks).split()))
+
     def check(results):
         drawing = studies.figure(results["study"], plain(results))
         drawing.draw_without_rendering()
@@ -101,8 +105,7 @@ def draw(close_figures):
             assert axes.lines
             assert all(np.isfinite(line.get_ydata()).any() for line in axes.lines)
             assert axes.get_xlabel()
-            ticks = [label.get_text() for label in axes.get_yticklabels()]
-            assert axes.get_ylabel() or any(map(str.isidentifier, " ".join(ticks).split()))
+            assert any(map(says_what_is_up, axes.get_shared_y_axes().get_siblings(axes)))
         assert any(axes.get_legend() for axes in drawing.axes)
         return drawing
 

@@ -242,14 +242,19 @@ def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(path):
     assert results["cells"]["method=a seed=0"]["numbers"] == [0, 2.5, 5.0]
 
 
+def test_a_path_may_be_a_path_or_its_text(path):
+    studies.reproduce(path, "quick")
+    assert studies.stored(path, "quick") == studies.stored(str(path), "quick")
+
+
 def test_the_command_reproduces_it_tells_its_verdicts_and_draws_it(path, capsys):
     named = str(written(path.parent, STUDY + VERDICTS, "named.py"))
     figures = path.parent / "figures"
     assert cli.main(["reproduce", named]) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{figures}/named.quick.json and .png",
-        "    M1: holds",
-    ]
+    stored, verdict, clause = capsys.readouterr().out.splitlines()
+    assert stored == f"{figures}/named.quick.json and .png"
+    assert verdict == "    M1: holds"
+    assert clause.startswith("        yes: ")
     assert cli.main(["reproduce", str(path), "--output", str(path.parent / "there")]) == 0
     assert capsys.readouterr().out == f"{path.parent}/there/my_study.quick.json and .png\n"
     assert cli.main(["draw", named]) == 0

@@ -297,7 +297,7 @@ def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
     smooth = plotting.binned(scales, min(steps, 40))
     x = stored.middles(smooth.shape[1], steps)
     plotting.band(axes, x, smooth, label="dt, means", color=plotting.BLACK)
-    for name, text in (("trust_scale_low", "its bounds"), ("trust_scale_high", "")):
+    for name, text in (("trust_scale_low", "its bounds"), ("trust_scale_high", None)):
         bound = stored.told(results, name, method="soaa", network=network)[0]
         x = stored.middles(len(bound), steps)
         axes.plot(x, bound, color=plotting.BLUE, linestyle="--", label=text)

@@ -49,6 +49,7 @@ def test_the_table_has_loss_cost_and_comparison_of_every_method(results):
         "loss": "0.300 ± 0.010",
         "accuracy": "0.900 ± 0.000",
         "below Adam": "yes",
+        "ms/step": "200",
         "Adam steps": "2.00",
         "state/params": "2.00",
     }

@@ -153,6 +153,7 @@ def test_the_table_has_loss_speed_and_memory_of_every_method_on_every_network(re
         "tuned": "0.004",
         "loss": "0.500 ± 0.071",
         "test loss": "0.600 ± 0.071",
+        "ms/step": "500",
         "Adam steps": "2.50",
         "state/params": "2.00",
         "peak MB": "8.0",
