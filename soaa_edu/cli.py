@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_list)
 
     command = commands.add_parser("reproduce", help="compute a study, or resume it")
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     _add_scale(command)
     _add_place(command)
     command.set_defaults(action=_reproduce)
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "rehearse", help="compile a study's programs and run each for two steps, on any machine"
     )
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     command.add_argument("--scale", default="gpu", help="quick, laptop or gpu (default)")
     command.add_argument(
         "--minutes", type=minutes, default=3.0, help="for a cell at most (default: 3)"
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(action=_rehearse)
 
     command = commands.add_parser("draw", help="draw figures anew from stored results")
-    command.add_argument("name", metavar="NAME", help="a study, or all")
+    command.add_argument("name", metavar="NAME", help="a study, all, or the path of your own")
     command.set_defaults(action=_draw)
 
     command = commands.add_parser("claims", help="the ledger of claims with verdicts")
@@ -183,14 +183,13 @@ def _reproduce(options: argparse.Namespace) -> None:
     deadline = time.monotonic() + 60 * options.minutes
     names = studies.in_plan_order() if options.name == "all" else [options.name]
     for name in names:
-        studies.get(name)
+        studies.check_scale(name, options.scale)
     with _place(options, names) as place:
         for name in names:
-            _tell(
-                studies.reproduce(
-                    name, options.scale, options.output, place=place, deadline=deadline
-                )
+            study = studies.reproduce(
+                name, options.scale, options.output, place=place, deadline=deadline
             )
+            _tell(study, name)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -232,7 +231,7 @@ def _of_rehearsal(told: Rehearsed) -> str:
     return f"{told.seconds:.0f} s; " + ("; ".join(programs) or "no new program")
 
 
-def _tell(study: Unfinished) -> None:
+def _tell(study: Unfinished, name: str | None = None) -> None:
     """Where a study's results are and what they say, or what is missing of it."""
     from soaa_edu import engine, studies
 
@@ -244,8 +243,10 @@ def _tell(study: Unfinished) -> None:
         )
         return
     print(f"{folder / study.name}.{study.scale}.json and .png")
-    for verdict in studies.verdicts(engine.finish(study)):
+    for verdict in studies.verdicts(engine.finish(study), name):
         print(f"    {verdict.claim}: {verdict.answer}")
+        for clause in verdict.clauses:
+            print(f"        {clause}")
 
 
 def _duration(minutes: float) -> str:

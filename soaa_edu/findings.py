@@ -6,14 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from soaa_edu import claims, studies
-from soaa_edu.studies import (
-    batch_sizes,
-    gauss_newton_on_mnist,
-    large_batch_race,
-    soaa_ablation,
-    soaa_race,
-)
-from soaa_edu.studies.runs import SLIDES, SLIDES_STEPS, seconds_a_step
+from soaa_edu.studies.poster import batch_sizes, large_batch_race
+from soaa_edu.studies.results import beside, cost, final_loss, in_adam_steps
+from soaa_edu.studies.slides import gauss_newton_on_mnist
+from soaa_edu.studies.slides.network import REPORTED, SLIDES_STEPS
+from soaa_edu.studies.soaa import soaa_ablation, soaa_race
 from soaa_edu.studies.verdicts import in_unit
 
 WORDS = ("holds", "holds in part", "does not hold", "open")
@@ -45,20 +42,18 @@ def sentences(folder: Path | None = None) -> list[str]:
             "soaa_ablation",
         )
     )
-    run = SLIDES_STEPS * seconds_a_step(gauss_newton, "damped").mean()
-    hours = SLIDES["damped"]["seconds"] / 3600
-    lead = np.mean(
-        gauss_newton_on_mnist.paired(gauss_newton, "sgd", "final_loss")
-        - gauss_newton_on_mnist.paired(gauss_newton, "gauss_newton", "final_loss")
+    run = SLIDES_STEPS * cost(gauss_newton, "seconds_a_step", "newton").mean()
+    hours = REPORTED["newton"]["seconds"] / 3600
+    sgd, curved = (
+        gauss_newton_on_mnist.paired(gauss_newton, method, "final_loss")
+        for method in ("sgd_at_0.1", "gauss_newton_at_4")
     )
-    kfac, adam = (
-        large_batch_race.over_runs(race, m, "mlp", "final_loss").mean() for m in ("kfac", "adam")
-    )
-    cost = {m: np.mean(race["cells"]["cost_on_mlp"]["seconds_a_step"][m]) for m in ("kfac", "adam")}
-    beside = {
-        network: in_unit(soaa_race.log_ratio(soaa, network, "soaa", "adam").mean(), "%")
+    kfac, adam = (final_loss(race, method=m, network="mlp").mean() for m in ("kfac", "adam"))
+    of_step = np.median(in_adam_steps(race, "kfac", network="mlp"))
+    on_mlp, on_decoder = (
+        in_unit(beside(soaa, "soaa", "adam", network=network).mean(), "%")
         for network in ("mlp", "decoder")
-    }
+    )
     decides = 100 * max(
         soaa_ablation.share(ablation, network, "soaa").max()
         for network in soaa_ablation.networks_of(ablation)
@@ -68,12 +63,12 @@ def sentences(folder: Path | None = None) -> list[str]:
     return [
         f"Newton's damped run, for which the slides need {hours:.1f} hours, takes "
         f"{run:.0f} seconds when the same step is solved the short way.",
-        f"At batch 64 Gauss-Newton ends {lead:.4f} nats below SGD over "
-        f"{len(gauss_newton_on_mnist.paired(gauss_newton, 'sgd', 'final_loss'))} pairs of seeds.",
+        f"At batch 64 Gauss-Newton ends {np.mean(sgd - curved):.4f} nats below SGD over "
+        f"{len(sgd)} pairs of seeds.",
         f"At batch 4,096 K-FAC ends an MLP's three epochs at a loss of {kfac:.3f} and Adam at "
-        f"{adam:.3f}; a step of K-FAC takes {cost['kfac'] / cost['adam']:.1f} of Adam's.",
-        f"SOAA's loss is {beside['mlp']:+.0f} % beside Adam's on an MLP and "
-        f"{beside['decoder']:+.1f} % on a decoder, and its Fisher decides in {decides:.0f} % of "
+        f"{adam:.3f}; a step of K-FAC takes {of_step:.1f} of Adam's.",
+        f"SOAA's loss is {on_mlp:+.0f} % beside Adam's on an MLP and "
+        f"{on_decoder:+.1f} % on a decoder, and its Fisher decides in {decides:.0f} % of "
         "the coordinates.",
         f"After as many iterations, PSGD's matrix from batches of 4,096 misses its best by "
         f"{times:.2f} times what it does from batches of 64: the batch size counts.",

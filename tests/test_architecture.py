@@ -13,7 +13,7 @@ FLOORS = [
     {"__main__"},
     {"cli"},
     {"findings"},
-    {"claims"},
+    {"claims", "choices"},
     {"studies"},
     {"engine"},
     {"training", "timing", "plotting"},

@@ -22,7 +22,7 @@ def test_every_claim_has_a_study_and_every_study_its_claims():
 def test_a_claim_is_reported_with_its_verdict_source_and_clauses(folder):
     first, source, *clauses = claims.report("S9", folder=folder).splitlines()
     assert first == "S9  holds in part (1 yes, 1 no; quick scale, a preview)"
-    assert source == f"    {claims.LEDGER['S9'].text}: {claims.LEDGER['S9'].reported}"
+    assert source == f"    “{claims.LEDGER['S9'].quote}”: {claims.LEDGER['S9'].reported}"
     assert re.match(
         r"    yes: about 5e\+36 operations; .* 1.02 times \(margin 2 times\)$", clauses[0]
     )
@@ -48,7 +48,7 @@ def test_a_claim_that_nobody_computed_names_the_command(tmp_path):
 
 def test_an_open_claim_says_what_would_close_it(folder, monkeypatch):
     clause = Clause("it is so", "it is", "above", 1.0, "", [measured([0.0, 1, 2, 3, 4])])
-    monkeypatch.setattr(studies, "verdicts", lambda results: [judge("S9", [clause], seeds=5)])
+    monkeypatch.setattr(studies, "verdicts", lambda results: [judge("S9", [clause])])
     first = claims.report("S9", folder=folder).splitlines()[0]
     assert re.search(r"^S9  open \(1 open; .*5 seeds; about \d+ seeds would close it\)$", first)
 
@@ -91,6 +91,8 @@ def test_the_table_has_a_row_for_every_claim_with_its_primary_clause(folder):
     assert len(rows) == len(claims.LEDGER)
     assert all(row.count("|") == head.count("|") == 5 for row in rows)
     row = rows[list(claims.LEDGER).index("S9")]
-    assert row.startswith(f"| S9 | {claims.LEDGER['S9'].text} | holds in part (1 yes, 1 no; quick")
+    assert row.startswith(
+        f"| S9 | “{claims.LEDGER['S9'].quote}” | holds in part (1 yes, 1 no; quick"
+    )
     assert "| yes: about 5e+36 operations; " in row
     assert rows[0].endswith("| not computed yet: soaa-edu reproduce newton_on_quadratics |  |")

@@ -4,14 +4,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from soaa_edu.engine.cells import Cell, cells_of, compute_cell, estimates, origin
+from soaa_edu.engine.cells import Cell, cells_of, compute_cell, estimates, module_of, origin
 from soaa_edu.engine.executors import Place
 from soaa_edu.engine.results import add, begun, in_order, read_to_go_on, seconds_on
 from soaa_edu.storage import save_json
@@ -21,7 +20,7 @@ class Unfinished(NamedTuple):
     """A study on its way.
 
     Attributes:
-        module: the study's.
+        module: the study's, or its file.
         scale: at which it is computed.
         cells: all of it.
         seconds: an estimate for each.
@@ -53,8 +52,8 @@ def take_up(module: str, scale: str, folder: Path | None = None) -> Unfinished:
     Raises:
         StoredFileError: what is there was computed with other settings, or cannot be read.
     """
-    settings = import_module(module).SCALES[scale]
-    name = module.rpartition(".")[2]
+    settings = module_of(module).SCALES[scale]
+    name = Path(module).stem if module.endswith(".py") else module.rpartition(".")[2]
     cells = cells_of(module, settings)
     study = Unfinished(
         module, scale, cells, estimates(cells, settings), begun(name, scale, settings), folder

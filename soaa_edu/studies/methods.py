@@ -1,42 +1,79 @@
-"""The methods that the studies of batch and dataset size compare, and what is tuned of each.
+"""The methods of the book: what each is called, how it looks in a picture, and how it is built.
 
-Each gets nine tries: nine learning rates, or three learning rates by three dampings for K-FAC.
-Preconditioners are renewed 16 times an epoch, or every ten steps where that is more often, so that
-none is older; PSGD's at every step at first, as its author does it, in blocks of at most 256 rows
-and columns, since whole ones cost six times as much here. All else is the library's default. SGD's
-momentum is 0.9, and so is K-FAC's. The learning rate is constant, or rises over a first part of the
-steps and then falls along a cosine.
+One table for all studies and chapters, so that a colour means one method everywhere.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from soaa_edu import plotting
-from soaa_edu.optimizers import Optimizer, first_order, kfac, psgd, shampoo, soaa
-from soaa_edu.studies.searches import grid_around
+from soaa_edu.optimizers import (
+    Optimizer,
+    adam_8bit,
+    first_order,
+    galore,
+    hessian_free,
+    kfac,
+    newton,
+    psgd,
+    shampoo,
+    soaa,
+    soap,
+    tadam,
+    trust_region,
+)
+from soaa_edu.plotting import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    YELLOW,
+)
+
+
+def _look(label: str, color: str, linestyle: str = "-") -> dict[str, Any]:
+    return {"label": label, "color": color, "linestyle": linestyle}
+
 
 METHODS: dict[str, dict[str, Any]] = {
-    "sgd": {"label": "SGD", "color": plotting.SKY, "linestyle": "--"},
-    "adam": {"label": "Adam", "color": plotting.BLACK, "linestyle": "--"},
-    "kfac": {"label": "K-FAC", "color": plotting.BLUE},
-    "shampoo": {"label": "Shampoo", "color": plotting.VERMILLION},
-    "psgd": {"label": "PSGD", "color": plotting.PURPLE},
-    "soaa": {"label": "SOAA", "color": plotting.ORANGE, "linestyle": ":"},
+    "sgd": _look("SGD", SKY, "--"),
+    "sgd_at_0.1": _look("SGD, 0.1", SKY),
+    "sgd_at_0.5/4": _look("SGD, 0.5/4", SKY, "-."),
+    "sgd_at_0.5/32": _look("SGD, 0.5/32", SKY, ":"),
+    "adam": _look("Adam", BLACK, "--"),
+    "adamw": _look("AdamW", BLACK, ":"),
+    "adam_cosine": _look("Adam, cosine schedule", BLACK, "-."),
+    "adam_8bit": _look("8-bit Adam", SKY, ":"),
+    "galore": _look("GaLore", GREEN, ":"),
+    "newton": _look("Newton, λ = 32", VERMILLION),
+    "newton_undamped": _look("Newton, λ = 0", PURPLE),
+    "hessian_free": _look("Hessian-free, λ = 32", ORANGE),
+    "gauss_newton_at_4": _look("Gauss-Newton, λ = 4", GREEN),
+    "gauss_newton": _look("Gauss-Newton", GREEN, "--"),
+    "levenberg_marquardt": _look("Gauss-Newton, Levenberg-Marquardt", PURPLE, "-."),
+    "trust_region": _look("Newton-Lanczos trust region", VERMILLION, ":"),
+    "cat": _look("CAT, first radius", BLUE),
+    "kfac": _look("K-FAC", BLUE),
+    "kfac_fresh": _look("K-FAC, inverting at every step", BLUE, ":"),
+    "shampoo": _look("Shampoo", VERMILLION),
+    "soap": _look("SOAP", GREEN),
+    "psgd": _look("PSGD", PURPLE),
+    "soaa": _look("SOAA", ORANGE),
+    "soaa_still": _look("SOAA, dt = 1", BLUE),
+    "soaa_sherman_morrison": _look("SOAA, Sherman-Morrison", VERMILLION),
+    "soaa_second_moment": _look("SOAA, v = s", SKY),
+    "soaa_gamma_low": _look("SOAA, γ = 0.05", ORANGE, ":"),
+    "soaa_gamma_high": _look("SOAA, γ = 0.75", ORANGE, "--"),
+    "adam_with_dt": _look("Adam with SOAA's dt", GREEN),
+    "adam_with_others_dt": _look("Adam with another run's dt", PURPLE),
+    "tadam": _look("TAdam", YELLOW),
 }
-"""How each method looks in every picture."""
-FIRST_ORDER = ("sgd", "adam")
-RENEWALS = 16
-OLDEST = 10
-PSGD_BLOCK = 256
-MOMENTUM = 0.9
-MIDDLES = {"sgd": 0.05, "adam": 4e-3, "shampoo": 4e-3, "psgd": 4e-3, "soaa": 4e-3}
-RATIO = 2.0
-KFAC_RATES = (0.03, 3.0)
-KFAC_DAMPINGS = (0.1, 10.0)
+"""How each method is called and looks: keyword arguments of a line in matplotlib."""
 
 
 def label(method: str) -> str:
@@ -44,58 +81,60 @@ def label(method: str) -> str:
     return METHODS[method]["label"]
 
 
-def grid(method: str, tries: int) -> dict[str, list[float]]:
-    """The points where a method's search begins: nine, or one alone."""
-    if method != "kfac":
-        return {"learning_rate": grid_around(MIDDLES[method], RATIO, tries)}
-    each = round(tries**0.5)
-    return {
-        name: grid_around(middle, ratio, each)
-        for name, (middle, ratio) in {"learning_rate": KFAC_RATES, "damping": KFAC_DAMPINGS}.items()
-    }
+def build(method: str, objective: Any, steps: int, **numbers: Any) -> Optimizer:
+    """A method of the book for an objective and a run of so many steps.
 
-
-def renewed_every(steps_an_epoch: int) -> int:
-    """Steps from one renewal of a preconditioner to the next."""
-    return min(max(steps_an_epoch // RENEWALS, 1), OLDEST)
-
-
-def rising_and_falling(rate: Any, steps: int, rising: int) -> Callable[[Any], Any]:
-    """An optax schedule: up to ``rate`` in so many steps, then along a cosine to zero."""
-    falling = optax.cosine_decay_schedule(rate, steps - rising)
-
-    def at(step: Any) -> Any:
-        return jnp.where(step < rising, rate * (step + 1) / rising, falling(step - rising))
-
-    return at
-
-
-def build(
-    method: str,
-    objective: Any,
-    steps_an_epoch: int,
-    epochs: int,
-    *,
-    warm_up: float = 0.0,
-    **point: Any,
-) -> Optimizer:
-    """A method at a point of its grid, for a run of so many steps.
-
-    ``warm_up`` is the part of them in which the learning rate rises, before it falls; at zero it is
-    constant.
+    Args:
+        method: one of ``BUILDERS``.
+        objective: to be minimised.
+        steps: of the whole run, which some methods have to know.
+        **numbers: what is tuned of it, and every other argument of its own.
     """
-    renew_every = renewed_every(steps_an_epoch)
-    steps = steps_an_epoch * epochs
-    if warm_up:
-        rising = max(round(warm_up * steps), 1)
-        point["learning_rate"] = rising_and_falling(point["learning_rate"], steps, rising)
-    if method == "kfac":
-        return kfac(objective, momentum=MOMENTUM, invert_every=renew_every, **point)
-    made = {
-        "sgd": lambda rate: optax.sgd(rate, momentum=MOMENTUM),
-        "adam": optax.adam,
-        "shampoo": lambda rate: shampoo(rate, refresh_every=renew_every),
-        "psgd": partial(psgd, block_size=PSGD_BLOCK),
-        "soaa": lambda rate: soaa(rate, total_steps=steps),
-    }
-    return first_order(objective, made[method](point["learning_rate"]))
+    return BUILDERS[method](objective, steps, **numbers)
+
+
+def _of_gradients(make: Callable) -> Callable[..., Optimizer]:
+    def build(objective: Any, steps: int, learning_rate: Any, **numbers: Any) -> Optimizer:
+        return first_order(objective, make(learning_rate, **numbers))
+
+    return build
+
+
+def _of_gradients_and_steps(make: Callable) -> Callable[..., Optimizer]:
+    def build(objective: Any, steps: int, learning_rate: Any, **numbers: Any) -> Optimizer:
+        return first_order(objective, make(learning_rate, total_steps=steps, **numbers))
+
+    return build
+
+
+def _of_objective(make: Callable) -> Callable[..., Optimizer]:
+    def build(objective: Any, steps: int, **numbers: Any) -> Optimizer:
+        return make(objective, **numbers)
+
+    return build
+
+
+def _adam_cosine(learning_rate: Any, *, total_steps: int) -> optax.GradientTransformation:
+    falling = optax.cosine_decay_schedule(1.0, total_steps)
+    return optax.adam(lambda count: learning_rate * falling(count))
+
+
+BUILDERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": _of_gradients(optax.sgd),
+    "adam": _of_gradients(optax.adam),
+    "adamw": _of_gradients(optax.adamw),
+    "adam_cosine": _of_gradients_and_steps(_adam_cosine),
+    "adam_8bit": _of_gradients(adam_8bit),
+    "galore": _of_gradients(galore),
+    "newton": _of_objective(newton),
+    "hessian_free": _of_objective(hessian_free),
+    "gauss_newton": _of_objective(partial(hessian_free, curvature="gauss_newton")),
+    "trust_region": _of_objective(trust_region),
+    "kfac": _of_objective(kfac),
+    "shampoo": _of_gradients(shampoo),
+    "soap": _of_gradients(soap),
+    "psgd": _of_gradients(psgd),
+    "soaa": _of_gradients_and_steps(soaa),
+    "tadam": _of_gradients_and_steps(tadam),
+}
+"""How each method is built: ``(objective, steps, **numbers) -> Optimizer``."""

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from soaa_edu.data import Dataset, mnist, text
+from soaa_edu.data import mnist, text
 from soaa_edu.models import decoder, encoder, mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
+from soaa_edu.studies.race import Task
 
 NETWORKS = {
     "mlp": "MLP on MNIST",
@@ -52,40 +52,22 @@ SIZES = {
 """What each scale trains on, where a study does not say otherwise."""
 
 
-class Task(NamedTuple):
-    """A network, its loss and its data."""
-
-    objective: Objective
-    data: Dataset
-    epochs: int
-    batch_size: int
-
-    def init(self) -> Any:
-        """Parameters at the start, always the same."""
-        model: Any = self.objective.model
-        return model.init(jax.random.key(0))
-
-    @property
-    def steps(self) -> int:
-        """Of a whole run."""
-        return self.epochs * (len(self.data.train[0]) // self.batch_size)
-
-
-def task(name: str, size: Size) -> Task:
-    """One of the three, at a size."""
+def task(name: str, size: Size, stretches: int = 1) -> Task:
+    """One of the three, at a size; the last of so many stretches of its steps counts."""
     if name == "mlp":
         model = mlp([784, *size.hidden, 10], jnp.tanh)
-        data = mnist(size.images)
-        return Task(
-            Objective(model, softmax_cross_entropy), data, size.image_epochs, size.image_batch
-        )
-    data = text.synthetic(
-        size.characters, length=size.length, test_characters=max(size.characters // 20, 1000)
-    )
-    shape: dict[str, Any] = {"width": size.width, "depth": size.depth}
-    if name == "encoder":
-        data = text.masked(data)
-        model = encoder(text.VOCABULARY, length=size.length, **shape)
+        data, epochs, batch_size = mnist(size.images), size.image_epochs, size.image_batch
     else:
-        model = decoder(text.VOCABULARY, **shape)
-    return Task(Objective(model, softmax_cross_entropy), data, 1, size.text_batch)
+        data = text.synthetic(
+            size.characters, length=size.length, test_characters=max(size.characters // 20, 1000)
+        )
+        shape: dict[str, Any] = {"width": size.width, "depth": size.depth}
+        if name == "encoder":
+            data = text.masked(data)
+            model = encoder(text.VOCABULARY, length=size.length, **shape)
+        else:
+            model = decoder(text.VOCABULARY, **shape)
+        epochs, batch_size = 1, size.text_batch
+    objective = Objective(model, softmax_cross_entropy)
+    given = Task({"network": name}, objective, lambda: data, len(data.train[0]), epochs, batch_size)
+    return given._replace(last=given.steps // stretches)

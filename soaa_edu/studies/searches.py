@@ -110,25 +110,11 @@ def tuned(
     }
 
 
-def tuned_runs(
-    build: Callable[[Any], Optimizer], grid: Sequence[float], data: Dataset, **settings: Any
-) -> dict[str, Any]:
-    """``tuned`` for a method with one number to tune: values, scores, the best, and the runs."""
-
-    def named(value: Any) -> Optimizer:
-        return build(value)
-
-    found = tuned(named, {"value": grid}, data, **settings)
-    points, scores, best = (found["search"][key] for key in ("points", "scores", "best"))
-    search = {"values": points["value"], "scores": scores, "best": best["value"]}
-    return {**found, "search": search}
-
-
 def refined(build: Callable[..., Optimizer], data: Dataset, found: Any, **settings: Any) -> Any:
     """A finer search around the best point of ``found``, on three seeds or more, then the runs.
 
     Args:
-        build: what was given to ``tuned`` or ``tuned_runs``.
+        build: what was given to ``tuned``.
         data: to train on.
         found: what that gave.
         **settings: its other settings.
@@ -137,17 +123,19 @@ def refined(build: Callable[..., Optimizer], data: Dataset, found: Any, **settin
         What it gives for three values of each number, √2 apart, and more where the best of them
         lies at an edge.
     """
-    settings = {"tuning_seeds": FINE_TUNING_SEEDS, **settings}
     best = found["search"]["best"]
-    if not isinstance(best, dict):
-        return tuned_runs(build, grid_around(best, 2**0.5, 3), data, **settings)
     grid = {name: grid_around(value, 2**0.5, 3) for name, value in best.items()}
-    return tuned(build, grid, data, **settings)
+    return tuned(build, grid, data, **{"tuning_seeds": FINE_TUNING_SEEDS, **settings})
 
 
 def grid_around(middle: float, ratio: float, values: int) -> list[float]:
     """``values`` numbers, each ``ratio`` times the one before, around ``middle``."""
     return [float(middle * ratio**k) for k in np.arange(values) - values // 2]
+
+
+def middle(grid: Grid) -> dict[str, float]:
+    """The point in the middle of a grid."""
+    return {name: values[len(values) // 2] for name, values in grid.items()}
 
 
 def _history(swept: dict[str, np.ndarray], seed: int) -> History:

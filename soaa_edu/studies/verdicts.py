@@ -121,7 +121,8 @@ class Verdict(NamedTuple):
         answer: one of the four.
         clauses: the primary one first.
         findings: other numbers that a reader may want, none of which decides.
-        seeds: how many seeds there were.
+        seeds: how many there were, such as ``"3"`` or ``"5 to 50"``; empty where nothing has an
+            error.
         closes: what would close an open reading, or an empty string.
     """
 
@@ -129,7 +130,7 @@ class Verdict(NamedTuple):
     answer: str
     clauses: tuple[Judged, ...]
     findings: tuple[str, ...]
-    seeds: int
+    seeds: str
     closes: str
 
     @property
@@ -140,9 +141,7 @@ class Verdict(NamedTuple):
         return ", ".join(f"{answers.count(kind)} {kind}" for kind in kinds if kind in answers)
 
 
-def judge(
-    claim: str, clauses: Sequence[Clause], *, seeds: int, findings: Sequence[str] = ()
-) -> Verdict:
+def judge(claim: str, clauses: Sequence[Clause], *, findings: Sequence[str] = ()) -> Verdict:
     """The verdict that the clauses carry.
 
     Intervals are simultaneous over all readings that have an error, by Bonferroni. With fewer than
@@ -151,7 +150,6 @@ def judge(
     Args:
         claim: its name in the ledger.
         clauses: at most four, the primary one first.
-        seeds: how many there were, to be told.
         findings: other numbers, in words.
 
     Raises:
@@ -169,6 +167,8 @@ def judge(
         answer = OPEN
     else:
         answer = HOLDS if all(clause.answer == YES for clause in judged) else IN_PART
+    counted = sorted({r.seeds for clause in clauses for r in clause.readings if r.seeds})
+    seeds = " to ".join(map(str, dict.fromkeys(counted[:1] + counted[-1:])))
     return Verdict(claim, answer, judged, tuple(findings), seeds, _closes(judged, confidence))
 
 

@@ -27,7 +27,7 @@ def test_every_program_of_a_study_is_compiled(lines):
 
 def test_a_program_of_the_gpu_scale_compiles_at_its_true_shapes():
     numbers, programs = rehearse_cell(
-        "soaa_edu.studies.damping_grids", "gpu", "gauss_newton_at_64", ()
+        "soaa_edu.studies.poster.damping_grids", "gpu", "method=gauss_newton batch=64", ()
     )
     assert [program.runs for program in programs] == [7 * 7 * 3]
     assert np.shape(numbers["loss"]) == (7, 7, 3)

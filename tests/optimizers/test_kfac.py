@@ -11,7 +11,7 @@ import soaa_edu
 from soaa_edu import kfac, kronecker, levenberg_marquardt
 from soaa_edu.curvature import dense, fisher_matvec
 from soaa_edu.kronecker import factors, run_forward
-from soaa_edu.studies.kronecker_products import block
+from soaa_edu.studies.poster.kronecker_products import block
 
 KEY = jax.random.key(0)
 

@@ -12,7 +12,7 @@ from soaa_edu.curvature import gauss_newton_matvec
 from soaa_edu.linear_solvers import lanczos_trust_region
 from soaa_edu.models import mlp
 from soaa_edu.problems import random_quadratic, rosenbrock, saddle
-from soaa_edu.studies.adaptive_damping import dense_trust_region
+from soaa_edu.studies.slides.adaptive_damping import dense_trust_region
 
 OBJECTIVE = Objective(mlp([4, 3, 3], jnp.tanh), softmax_cross_entropy)
 both_subproblems = pytest.mark.parametrize("subproblem", ["lanczos", "steihaug"])

@@ -3,81 +3,83 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from soaa_edu import Objective, softmax_cross_entropy
+from soaa_edu.data import Dataset
 from soaa_edu.models import mlp
-from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.studies import methods
+from soaa_edu.studies.poster import field, large_batch_race
+from soaa_edu.studies.race import Task
+from soaa_edu.studies.slides import gauss_newton_on_mnist
+from soaa_edu.studies.soaa import soaa_ablation, soaa_race
 
-RENEWING = ("kfac", "shampoo", "psgd")
-OBJECTIVE = Objective(mlp([6, 4, 3]), softmax_cross_entropy)
+RACES = {
+    field: field.FIELD,
+    large_batch_race: large_batch_race.FIELD,
+    gauss_newton_on_mnist: gauss_newton_on_mnist.TUNED,
+    soaa_race: soaa_race.FIELD,
+    soaa_ablation: soaa_ablation.TUNED,
+}
+SINGLE = {
+    "newton": {"learning_rate": 0.1, "damping": 1.0},
+    "hessian_free": {"damping": 1.0},
+    "trust_region": {"radius": 0.1},
+    "galore": {"learning_rate": 1e-3, "rank": 2},
+}
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_gets_nine_tries_or_the_middle_of_them(method):
-    nine, one = (methods.grid(method, tries) for tries in (9, 1))
-    assert np.prod([len(values) for values in nine.values()]) == 9
-    for name, (middle,) in one.items():
-        np.testing.assert_allclose(nine[name][len(nine[name]) // 2], middle)
-        ratios = np.divide(nine[name][1:], nine[name][:-1])
-        np.testing.assert_allclose(ratios, ratios[0])
+@pytest.fixture
+def task(rng):
+    x, y = rng.normal(size=(16, 6)).astype(np.float32), rng.integers(3, size=16)
+    objective = Objective(mlp([6, 3]), softmax_cross_entropy)
+    return Task({}, objective, lambda: Dataset(train=(x, y)), 16, 5, 8)
 
 
-@pytest.mark.parametrize(
-    "steps_an_epoch, every", [(1, 1), (16, 1), (50, 3), (160, 10), (100_000, 10)]
-)
-@pytest.mark.parametrize("method, option", [("kfac", "invert_every"), ("shampoo", "refresh_every")])
-def test_no_preconditioner_is_older_than_ten_steps_or_a_sixteenth_of_an_epoch(
-    monkeypatch, method, option, steps_an_epoch, every
-):
-    given = {}
-    make = getattr(methods, method)
-    monkeypatch.setattr(
-        methods, method, lambda *args, **options: given.update(options) or make(*args, **options)
+def losses(optimizer, task):
+    """Before each of two steps on one batch."""
+    batch = jax.tree.map(lambda array: jnp.asarray(array[:8]), task.load().train)
+    params = task.init()
+
+    def take(carry, key):
+        params, state, info = optimizer.step(*carry, batch, key)
+        return (params, state), info["loss"]
+
+    keys = jax.random.split(jax.random.key(0))
+    return jax.jit(lambda p: jax.lax.scan(take, (p, optimizer.init(p)), keys)[1])(params)
+
+
+def test_every_method_has_a_name_and_a_look_of_its_own():
+    looks = [tuple(look.values()) for look in methods.METHODS.values()]
+    assert len(set(looks)) == len(looks)
+    labels = [methods.label(method) for method in methods.METHODS]
+    assert len(set(labels)) == len(labels)
+    assert methods.label("soaa") == "SOAA"
+
+
+@pytest.mark.parametrize("study, method", [(s, m) for s, field in RACES.items() for m in field])
+def test_every_method_of_every_race_takes_a_step_downhill(study, method, task):
+    point = {name: value for name, (value,) in study.grid(method, 1).items()}
+    first, second = losses(study.build(method, task, **point), task)
+    assert np.isfinite(first)
+    assert second < first
+
+
+@pytest.mark.parametrize("method", SINGLE)
+def test_every_other_method_takes_a_step_downhill(method, task):
+    first, second = losses(
+        methods.build(method, task.objective, task.steps, **SINGLE[method]), task
     )
-    point = {name: values[0] for name, values in methods.grid(method, 1).items()}
-    methods.build(method, OBJECTIVE, steps_an_epoch, 1, **point)
-    assert given[option] == every
+    assert second < first
 
 
-def test_a_rate_rises_to_its_value_and_falls_to_zero():
-    rate = methods.rising_and_falling(0.8, 100, 20)
-    at = np.array([rate(step) for step in (0, 9, 19, 20, 60, 100)])
-    np.testing.assert_allclose(at, [0.04, 0.4, 0.8, 0.8, 0.4, 0.0], atol=1e-7)
+def test_a_cosine_schedule_ends_with_the_run():
+    steps = 10
+    optimizer = methods.build("adam_cosine", lambda p, batch: p.sum(), steps, learning_rate=0.1)
 
+    def update(carry, key):
+        params, state, _ = optimizer.step(*carry, None, key)
+        return (params, state), params[0] - carry[0][0]
 
-@pytest.mark.parametrize("warm_up", [0.0, 0.25])
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_every_method_steps_with_learning_rates_that_are_traced(method, warm_up):
-    def shapes(value):
-        point = dict.fromkeys(methods.grid(method, 1), value)
-        optimizer = methods.build(method, OBJECTIVE, 32, 2, warm_up=warm_up, **point)
-        params = OBJECTIVE.model.init(jax.random.key(0))
-        batch = (jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32))
-        after, _, info = optimizer.step(params, optimizer.init(params), batch, jax.random.key(1))
-        return params, after, info["loss"]
-
-    params, after, loss = jax.eval_shape(shapes, jnp.float32(0.1))
-    assert jax.tree.leaves(after) == jax.tree.leaves(params)
-    assert loss.shape == ()
-
-
-@pytest.mark.parametrize("method, renews", [(m, m in RENEWING) for m in methods.METHODS])
-def test_every_method_is_compiled_for_a_gpu_with_renewals_that_all_runs_share(method, renews):
-    """Down to what the compiler gets; a condition that differed between runs would be gone."""
-    params = OBJECTIVE.model.init(jax.random.key(0))
-    batch = jnp.zeros((8, 6)), jnp.zeros(8, jnp.int32)
-
-    def run(value):
-        point = dict.fromkeys(methods.grid(method, 1), value)
-        optimizer = methods.build(method, OBJECTIVE, 32, 2, **point)
-
-        def step(carry, key):
-            params, state, info = optimizer.step(*carry, batch, key)
-            return (params, state), info["loss"]
-
-        keys = jax.random.split(jax.random.key(1), 3)
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
-
-    traced = jax.jit(jax.vmap(run)).trace(jnp.array([0.1, 0.2]))
-    text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert ("stablehlo.case" in text) == renews
-    assert "lapack" not in text
+    start, keys = jnp.ones(1), jax.random.split(jax.random.key(0), steps + 1)
+    run = jax.jit(lambda: jax.lax.scan(update, (start, optimizer.init(start)), keys)[1])
+    halves = (1 + np.cos(np.pi * np.arange(steps + 1) / steps)) / 2
+    np.testing.assert_allclose(run(), -0.1 * halves, rtol=1e-4, atol=1e-6)

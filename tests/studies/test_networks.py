@@ -24,7 +24,7 @@ TINY = networks.Size(
 def test_a_task_has_data_that_its_network_takes(name):
     given = networks.task(name, TINY)
     params = jax.eval_shape(given.init)
-    for inputs, targets in given.data:
+    for inputs, targets in given.load():
         outputs = jax.eval_shape(given.objective.model, params, inputs[:3])
         classes = 10 if name == "mlp" else text.VOCABULARY
         assert outputs.shape == (*targets[:3].shape, classes)
@@ -36,8 +36,8 @@ def test_a_task_has_data_that_its_network_takes(name):
 )
 def test_steps_are_the_whole_batches_of_all_epochs(name, rows, steps):
     given = networks.task(name, TINY)
-    assert len(given.data.train[0]) == rows
-    assert given.steps == steps
+    assert len(given.load().train[0]) == rows
+    assert (given.examples, given.steps, given.labels) == (rows, steps, {"network": name})
 
 
 def test_steps_are_those_that_training_takes():
@@ -45,7 +45,7 @@ def test_steps_are_those_that_training_takes():
     history = train(
         first_order(given.objective, optax.sgd(0.1)),
         jax.jit(given.init)(),
-        given.data,
+        given.load(),
         epochs=given.epochs,
         batch_size=given.batch_size,
         key=jax.random.key(0),
@@ -67,13 +67,15 @@ def test_layers_are_as_wide_and_as_many_as_asked_for():
         assert "block_1_qkv" not in shapes[name]
 
 
-def test_the_start_is_always_the_same():
-    given = networks.task("mlp", TINY)
-    jax.tree.map(np.testing.assert_array_equal, given.init(), given.init())
+@pytest.mark.parametrize("stretches, last", [(1, 4), (2, 2), (3, 1)])
+def test_the_last_stretch_of_the_steps_counts(stretches, last):
+    assert networks.task("mlp", TINY, stretches).last == last
 
 
 def test_the_encoder_guesses_some_of_the_characters_that_the_decoder_reads():
-    encoder, decoder = (networks.task(name, TINY).data.train[1] for name in ("encoder", "decoder"))
+    encoder, decoder = (
+        networks.task(name, TINY).load().train[1] for name in ("encoder", "decoder")
+    )
     asked = encoder >= 0
     assert 0.1 < asked.mean() < 0.2
     np.testing.assert_array_equal(encoder[asked], decoder[asked])

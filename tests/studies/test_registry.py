@@ -1,6 +1,4 @@
 import json
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from soaa_edu import engine, studies
 from soaa_edu.engine import cells
 from soaa_edu.provenance import provenance
 from soaa_edu.storage import StoredFileError
+from soaa_edu.studies import results as stored
 from soaa_edu.studies.verdicts import HOLDS, Clause, judge, known
 
 
@@ -56,14 +55,15 @@ def fake(monkeypatch):
 
     def verdicts(results):
         total = known(sum(results["cells"]["second"]["numbers"]))
-        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])], seeds=3)]
+        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])])]
 
     study.cells = lambda settings: {
         "first": lambda: compute("first", settings),
         "second": engine.Cell(lambda first: compute("second", settings), needs=("first",)),
     }
     study.figure, study.verdicts = figure, verdicts
-    monkeypatch.setitem(sys.modules, "soaa_edu.studies.fake", study)
+    monkeypatch.setitem(sys.modules, "soaa_edu.studies.fakes.fake", study)
+    monkeypatch.setitem(studies.SOURCES, "fakes", ("fake",))
     monkeypatch.setattr(studies, "NAMES", (*studies.NAMES, "fake"))
     return study
 
@@ -90,6 +90,25 @@ def test_every_study_follows_the_protocol(name):
         assert isinstance(settings, tuple)
         assert settings.minutes >= 0
     assert all(callable(part) for part in (study.cells, study.figure, study.verdicts))
+
+
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_cells_are_named_by_their_labels_after_those_that_they_need(name):
+    words = {"solver", "arithmetic"}
+    for scale in studies.SCALES:
+        seen = set()
+        for cell, (_, share, needs) in studies.begun(name, scale).cells.items():
+            assert cell in words or cell == stored.name(**stored.labels_of(cell))
+            assert {*needs} <= seen
+            assert share > 0
+            seen.add(cell)
+
+
+@pytest.mark.parametrize("name", studies.NAMES)
+def test_stored_results_have_the_cells_that_the_study_computes(name):
+    results = studies.stored(name, "laptop")
+    assert list(results["cells"]) == list(studies.begun(name, "laptop").cells)
+    assert {verdict.claim for verdict in studies.verdicts(results)} == {*studies.get(name).CLAIMS}
 
 
 def test_no_claim_belongs_to_two_studies():
@@ -139,47 +158,6 @@ def test_no_time_leaves_the_study_as_it_is(fake, tmp_path):
     study = studies.reproduce("fake", "quick", tmp_path, deadline=time.monotonic())
     assert study.missing == ["first", "second"]
     assert not list(tmp_path.glob("fake*"))
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
-
-import numpy as np
-from soaa_edu import studies
-
-class Settings(NamedTuple):
-    size: int
-    minutes: float
-
-sys.modules["soaa_edu.studies.fake"] = SimpleNamespace(
-    SCALES={"quick": Settings(3, 1.0)},
-    cells=lambda settings: {
-        "first": lambda: {"numbers": np.arange(settings.size) / 3, "lost": np.nan},
-        "second": lambda: os.kill(os.getpid(), signal.SIGKILL),
-    },
-)
-studies.NAMES += ("fake",)
-studies.reproduce("fake", "quick", Path(sys.argv[1]))
-"""
-
-
-def test_a_killed_study_resumes_where_it_stopped(fake, tmp_path):
-    studies.reproduce("fake", "quick", tmp_path / "whole")
-    fake.computed.clear()
-    half_written = tmp_path / ".fake.quick.unfinished.json.x"
-    half_written.touch()
-    command = [sys.executable, "-c", KILLED, str(tmp_path)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not half_written.exists()
-    assert not (tmp_path / "fake.quick.json").exists()
-    study = studies.reproduce("fake", "quick", tmp_path)
-    assert fake.computed == ["second"]
-    assert list(study.results["cells"]) == ["first", "second"]
-    assert stored_cells(tmp_path) == stored_cells(tmp_path / "whole")
 
 
 def test_a_study_killed_before_its_picture_only_lacks_that(fake, tmp_path):

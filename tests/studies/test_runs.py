@@ -64,13 +64,6 @@ def test_runs_of_one_seed_share_their_start_and_order(rng):
     assert not np.isclose(still["loss"][3], momentum["loss"][3], rtol=1e-6)
 
 
-def test_a_diverged_run_counts_as_ten_and_as_knowing_nothing(made_up_runs):
-    cells = made_up_runs("sgd", [0.5, np.nan, np.inf, 1e6], [0.9, np.nan, 0.1, 0.2])
-    results = {"cells": cells | made_up_runs("slow_sgd", [0.7])}
-    np.testing.assert_array_equal(runs.final_loss(results, "sgd"), [0.5, 10, 10, 10])
-    np.testing.assert_array_equal(runs.final_accuracy(results, "sgd"), [0.9, 0, 0.1, 0.2])
-
-
 def test_seconds_of_steps_are_those_of_an_epoch_over_its_steps_but_for_the_first(monkeypatch):
     def a_second_a_step(optimizer, params, data, *, epochs, batch_size, **_):
         steps = len(data.train[0]) / batch_size
@@ -114,8 +107,9 @@ def test_all_values_of_a_number_share_one_compiled_program(monkeypatch):
     assert len(traced) == 3 * programs
 
 
-@pytest.mark.parametrize(
-    "points, steps, middles", [(3, 3, [0.5, 1.5, 2.5]), (2, 5, [1.5, 4.0]), (1, 4, [2.0])]
-)
-def test_middles_are_where_the_stretches_of_a_run_lie(points, steps, middles):
-    np.testing.assert_array_equal(runs.middles(points, steps), middles)
+def test_epochs_are_timed_in_turns_but_for_the_first(monkeypatch):
+    clock = iter([60, 60, 1, 10, 2, 20, 3, 30])
+    monkeypatch.setattr(runs, "train", lambda *_, **__: SimpleNamespace(seconds=[next(clock)]))
+    optimizer = first_order(Objective(mlp([3, 4]), softmax_cross_entropy), optax.sgd(0.1))
+    found = runs.epochs_in_turn({"one": optimizer, "other": optimizer}, None, 1)
+    assert found == {"one": [1, 2, 3], "other": [10, 20, 30]}

@@ -74,7 +74,7 @@ def test_a_grid_stands_around_its_middle(values, grid):
 
 def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monkeypatch):
     def swept(build, grid, *_, keys, **__):
-        loss = np.array([[[1 / value]] * len(keys) for value in grid["value"]])
+        loss = np.array([[[1 / value]] * len(keys) for value in grid["rate"]])
         if len(keys) == 2 and len(loss) > 1:
             loss[1, 1] = np.nan
         return {"loss": loss, "test_loss": loss, "test_accuracy": loss}
@@ -83,7 +83,7 @@ def test_a_try_is_the_mean_over_its_seeds_and_a_diverged_one_counts_as_ten(monke
     settings = {"epochs": 1, "batch_size": 3, "seeds": 2}
 
     def run(**more):
-        return searches.tuned_runs(descent, [1, 2, 4], DATA, **settings, **more)
+        return searches.tuned(descent, {"rate": [1, 2, 4]}, DATA, **settings, **more)
 
     assert run()["search"]["scores"][1] == 0.5
     assert run(tuning_seeds=2)["search"]["scores"][:3] == [1, (0.5 + HIGHEST_LOSS) / 2, 0.25]
@@ -93,10 +93,10 @@ def descent(rate):
     return first_order(OBJECTIVE, optax.sgd(rate))
 
 
-def test_tuned_runs_are_those_of_training_with_the_best_value():
+def test_runs_are_those_of_training_with_the_best_value():
     settings = {"epochs": 2, "batch_size": 2}
-    found = searches.tuned_runs(descent, [0.2], DATA, seeds=2, **settings)
-    assert found["search"]["best"] == 0.2
+    found = searches.tuned(descent, {"rate": [0.2]}, DATA, seeds=2, **settings)
+    assert found["search"]["best"] == {"rate": 0.2}
     for seed, run in enumerate(found["runs"]):
         alone = training_run(descent(0.2), seed, DATA, **settings)
         np.testing.assert_allclose(run["loss"], alone["loss"], rtol=1e-6)
@@ -121,32 +121,28 @@ def sweeps(monkeypatch):
     return sweeps
 
 
-def by_value(value):
-    return descent(value)
-
-
 ONCE = {"epochs": 1, "batch_size": 3}
 
 
 def test_a_search_is_refined_on_three_seeds_around_its_best_in_steps_of_the_root_of_two(sweeps):
-    found = {"search": {"best": 0.2, "values": [0.1, 0.2, 0.4], "scores": [3, 1, 2]}}
-    again = searches.refined(by_value, DATA, found, seeds=4, **ONCE)
+    found = {"search": {"best": {"rate": 0.2}}}
+    again = searches.refined(descent, DATA, found, seeds=4, **ONCE)
     (tried, tuning_seeds), (taken, seeds) = sweeps.asked
-    np.testing.assert_allclose(tried["value"], [0.2 / 2**0.5, 0.2, 0.2 * 2**0.5])
+    np.testing.assert_allclose(tried["rate"], [0.2 / 2**0.5, 0.2, 0.2 * 2**0.5])
     assert tuning_seeds == [1000, 1001, 1002]
-    assert (taken, seeds) == ({"value": [0.2]}, [0, 1, 2, 3])
-    assert again["search"]["best"] == 0.2
-    assert again["search"]["values"] == tried["value"]
+    assert (taken, seeds) == ({"rate": [0.2]}, [0, 1, 2, 3])
+    assert again["search"]["best"] == {"rate": 0.2}
+    assert again["search"]["points"] == tried
     np.testing.assert_allclose(again["search"]["scores"], [0.25, 0, 0.25], atol=1e-15)
     assert len(again["runs"]) == 4
 
 
 def test_a_refined_search_widens_and_takes_more_seeds_if_asked(sweeps):
     sweeps.best = 0.4
-    found = {"search": {"best": 0.2}}
-    again = searches.refined(by_value, DATA, found, seeds=1, tuning_seeds=5, **ONCE)
-    np.testing.assert_allclose(again["search"]["values"], 0.2 * 2 ** (np.arange(-1, 4) / 2))
-    assert again["search"]["best"] == pytest.approx(0.4)
+    found = {"search": {"best": {"rate": 0.2}}}
+    again = searches.refined(descent, DATA, found, seeds=1, tuning_seeds=5, **ONCE)
+    np.testing.assert_allclose(again["search"]["points"]["rate"], 0.2 * 2 ** (np.arange(-1, 4) / 2))
+    assert again["search"]["best"] == {"rate": pytest.approx(0.4)}
     assert [len(seeds) for _, seeds in sweeps.asked] == [5, 5, 5, 1]
 
 
@@ -165,6 +161,6 @@ def test_all_numbers_of_a_point_are_refined(sweeps):
 
 def test_curves_are_kept_of_the_first_seeds_alone(sweeps):
     seeds = searches.MOST_CURVES + 2
-    runs = searches.tuned(by_value, {"value": [0.2]}, DATA, seeds=seeds, **ONCE)["runs"]
+    runs = searches.tuned(descent, {"rate": [0.2]}, DATA, seeds=seeds, **ONCE)["runs"]
     assert ["loss" in run for run in runs] == [True] * searches.MOST_CURVES + [False] * 2
     assert all("final_loss" in run for run in runs)

@@ -42,7 +42,7 @@ def clause(*readings, side="above", margin=1.0, unit=""):
     ],
 )
 def test_the_claim_stands_or_falls_with_its_first_clause(clauses, answer):
-    verdict = judge("S1", [clause(*readings) for readings in clauses], seeds=3)
+    verdict = judge("S1", [clause(*readings) for readings in clauses])
     assert verdict.answer == answer
     assert (verdict.closes != "") == any(ANYTHING in readings for readings in clauses)
 
@@ -60,20 +60,20 @@ def test_the_claim_stands_or_falls_with_its_first_clause(clauses, answer):
 def test_an_answer_needs_the_whole_interval_on_one_side_of_the_margin(side, answers):
     places = [(-3, -2), (-0.5, 0.5), (2, 3), (-2, 0.5), (-0.5, 2)]
     readings = [Reading("", lambda _, ends=(low, 0, high): ends, 0) for low, high in places]
-    judged = judge("S1", [clause(*readings, side=side)], seeds=3).clauses[0]
+    judged = judge("S1", [clause(*readings, side=side)]).clauses[0]
     found = [reading.answer for reading in judged.readings]
     assert found == answers
 
 
 def test_an_interval_that_touches_the_margin_is_no_yes():
-    assert judge("S1", [clause(known(1.0))], seeds=3).answer == DOES_NOT_HOLD
+    assert judge("S1", [clause(known(1.0))]).answer == DOES_NOT_HOLD
 
 
 def test_two_seeds_settle_nothing_but_a_number_without_error_does():
     assert one_answer([5.0, 5.0], "above", 1.0, "") == "open"
     assert one_answer([5.0, 5.0, 5.0], "above", 1.0, "") == "yes"
-    assert judge("S1", [clause(measured([5.0]))], seeds=1).closes == "at least 3 seeds"
-    assert judge("S1", [clause(known(5.0))], seeds=0).answer == HOLDS
+    assert judge("S1", [clause(measured([5.0]))]).closes == "at least 3 seeds"
+    assert judge("S1", [clause(known(5.0))]).answer == HOLDS
 
 
 def test_a_diverged_statistic_is_open():
@@ -83,7 +83,7 @@ def test_a_diverged_statistic_is_open():
 def test_intervals_are_simultaneous_over_all_readings_that_have_an_error():
     values = [1.0, 2.0, 4.0]
     clauses = [clause(measured(values), known(3)), clause(measured(values), measured(values))]
-    low, middle, high = judge("S1", clauses, seeds=3).clauses[0].readings[0].interval
+    low, middle, high = judge("S1", clauses).clauses[0].readings[0].interval
     assert middle == pytest.approx(7 / 3)
     assert (low, high) == pytest.approx(interval(values, 1 - 0.05 / 3))
 
@@ -100,9 +100,7 @@ def test_intervals_are_simultaneous_over_all_readings_that_have_an_error():
 )
 def test_numbers_and_margins_are_told_in_plain_units(unit, value, margin, text):
     side = "below" if value < 0 else "above"
-    (judged,) = judge(
-        "S1", [clause(known(value), side=side, margin=margin, unit=unit)], seeds=1
-    ).clauses
+    (judged,) = judge("S1", [clause(known(value), side=side, margin=margin, unit=unit)]).clauses
     assert str(judged) == f"yes: it is so; it is {text} (margin {margin} {unit}".rstrip() + ")"
 
 
@@ -114,19 +112,19 @@ def test_the_margin_is_a_ratio_where_the_statistic_is_one():
 
 
 def test_a_clause_names_the_answer_of_each_place_where_they_differ():
-    mixed = judge("S1", [clause(known(2, "here"), known(-2, "there"))], seeds=3).clauses[0]
+    mixed = judge("S1", [clause(known(2, "here"), known(-2, "there"))]).clauses[0]
     assert str(mixed) == "in part: it is so; it is here: yes, 2; there: no, -2 (margin 1)"
 
 
 def test_readings_are_counted_by_answer():
-    verdict = judge("S1", [clause(BETTER, BETTER), clause(WORSE, ANYTHING, LEVEL)], seeds=3)
+    verdict = judge("S1", [clause(BETTER, BETTER), clause(WORSE, ANYTHING, LEVEL)])
     assert verdict.counts == "2 yes, 1 no, 1 no difference, 1 open"
 
 
 @pytest.mark.parametrize("middle, spread, half", [(0.0, 2, 1.0), (1.01, 2, 1.0), (1.1, 0.5, 0.1)])
 def test_as_many_seeds_as_it_names_would_close_it(middle, spread, half):
     values = middle + spread * np.array([-1.0, 0, 1, 0, 0, 1, -1, 0])
-    closes = judge("S1", [clause(measured(values))], seeds=8).closes
+    closes = judge("S1", [clause(measured(values))]).closes
     seeds = int(closes.split()[1].replace(",", ""))
 
     def to_each_side(seeds):
@@ -139,24 +137,24 @@ def test_as_many_seeds_as_it_names_would_close_it(middle, spread, half):
 
 def test_an_estimate_on_the_limit_is_closed_by_no_number_of_seeds():
     on_it = measured([1.0] * 5 + [0.0] * 95)
-    verdict = judge("S1", [clause(on_it, side="at most", margin=5.0, unit="points")], seeds=100)
+    verdict = judge("S1", [clause(on_it, side="at most", margin=5.0, unit="points")])
     assert verdict.closes.startswith("no number of seeds")
 
 
 def test_a_number_without_error_on_the_limit_is_still_at_most_that():
-    assert judge("S1", [clause(known(1.0), side="at most")], seeds=0).answer == HOLDS
+    assert judge("S1", [clause(known(1.0), side="at most")]).answer == HOLDS
 
 
 @pytest.mark.parametrize("clauses", [[], [clause(BETTER)] * 5])
 def test_a_claim_has_one_to_four_clauses(clauses):
     with pytest.raises(ValueError, match="split it"):
-        judge("S1", clauses, seeds=3)
+        judge("S1", clauses)
 
 
 @pytest.mark.parametrize("wrong", [{"margin": 0.0}, {"side": "better"}])
 def test_a_margin_of_zero_and_an_unknown_side_are_refused(wrong):
     with pytest.raises(ValueError, match="margin above zero"):
-        judge("S1", [clause(BETTER, **wrong)], seeds=3)
+        judge("S1", [clause(BETTER, **wrong)])
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -174,3 +172,11 @@ def test_one_seed_leaves_everything_open():
 def test_mean_and_spread_are_those_of_the_sample():
     assert mean_and_spread([1.0, 2.0, 3.0], digits=2) == "2.00 ± 1.00"
     assert mean_and_spread([1.0]) == "1.0000 ± nan"
+
+
+@pytest.mark.parametrize(
+    "counts, seeds", [([], ""), ([5, 5], "5"), ([5, 50, 20], "5 to 50"), ([1], "1")]
+)
+def test_the_seeds_are_those_that_the_readings_rest_on(counts, seeds):
+    readings = [known(2), *(measured([2.0] * count) for count in counts)]
+    assert judge("S1", [clause(known(2)), clause(*readings)]).seeds == seeds

@@ -1,0 +1,1 @@
+"""The poster's experiments: when second-order optimization pays, in batch, data and damping."""

@@ -1,0 +1,102 @@
+import jax
+import numpy as np
+import pytest
+
+from soaa_edu.studies.poster import psgd_criterion as study
+from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, OPEN
+
+SIZES = (64, 4096)
+ITERATIONS = 128
+TINY = study.Settings(640, (64,), 4, 16, 256, 1, 0.0)
+
+
+@pytest.fixture
+def results(made_up):
+    """Excesses at the end of both batch sizes, and of the large one after as many examples."""
+
+    def make(small=0.5, large=0.5, large_early=2.0, seeds=3):
+        def curve(end, early, seed):
+            values = np.full(len(study.checkpoints(ITERATIONS)), 3.0)
+            values[:2] = early
+            values[-1] = np.broadcast_to(end, seeds)[seed] * (1 + 0.01 * seed)
+            return 1 + values
+
+        cells = {
+            f"seed={seed}": {
+                "best": 10.0,
+                "ratios": {"64": curve(small, 3.0, seed), "4096": curve(large, large_early, seed)},
+            }
+            for seed in range(seeds)
+        }
+        settings = {"batch_sizes": SIZES, "iterations": ITERATIONS}
+        return made_up("psgd_criterion", cells, settings)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes, answer",
+    [
+        ({}, HOLDS),
+        ({"large": 0.58}, HOLDS),
+        ({"large_early": 0.5}, HOLDS),
+        ({"large": 0.2}, DOES_NOT_HOLD),
+        ({"large": 0.9}, DOES_NOT_HOLD),
+        ({"large": 0.2, "large_early": 0.6}, DOES_NOT_HOLD),
+        ({"large": np.array([0.1, 0.9, 0.4])}, OPEN),
+    ],
+)
+def test_p2_can_come_out_every_way_that_one_reading_can(answers, results, changes, answer):
+    assert answers(results(**changes)) == {"P2": answer}
+
+
+def test_the_excess_after_as_many_examples_is_told_and_decides_nothing(results):
+    made_up = results(small=0.5, large_early=2.0)
+    expected = 2.0 / 0.5 / (1 + 0.01 * np.arange(3))
+    np.testing.assert_allclose(study.at_equal_samples(made_up), expected, rtol=1e-5)
+    (verdict,) = study.verdicts(made_up)
+    assert verdict.findings[-1].endswith("after as many examples: 3.96 ± 0.04 times the excess")
+
+
+def test_the_figure_shows_each_batch_size_against_iterations_and_examples(draw, results):
+    left, right = draw(results()).axes
+    assert len(left.lines) == len(right.lines) == len(SIZES)
+    assert left.lines[0].get_xdata()[-1] == ITERATIONS
+    assert right.lines[1].get_xdata()[-1] == ITERATIONS * 4096
+
+
+def test_the_best_of_gaussian_pairs_is_the_geometric_mean(rng):
+    vs = rng.normal(size=(2000, 1, 3, 2))
+    scale = np.array([1.0, 4.0, 9.0])[:, None]
+    best = study.best_criterion(vs, scale * vs)
+    expected = 2 * np.mean(np.sum(scale * vs**2, axis=(1, 2, 3)))
+    assert best == pytest.approx(expected, rel=0.02)
+    assert best <= expected
+    diagonal = study.best_criterion(vs[:, 0, :, 0], (scale * vs)[:, 0, :, 0])
+    assert diagonal == pytest.approx(2 * np.mean(np.sum(scale * vs[..., :1] ** 2, axis=(1, 2, 3))))
+
+
+def test_no_fit_beats_the_best_and_each_comes_nearer():
+    (compute,) = study.cells(TINY).values()
+    for ratios in compute()["ratios"].values():
+        assert min(ratios) > 1
+        assert ratios[-1] < ratios[0]
+
+
+def test_the_response_is_the_damped_hessian_product(classifier, rng):
+    objective, params = classifier()
+    batch = rng.normal(size=(5, 12)), rng.integers(4, size=5)
+    v = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    found = study.response(objective, params, batch, v)
+
+    def gradient(t):
+        moved = jax.tree.map(lambda p, d: p + t * d, params, v)
+        return jax.grad(objective)(moved, batch)
+
+    difference = jax.tree.map(lambda a, b: (a - b) / 2e-5, gradient(1e-5), gradient(-1e-5))
+    jax.tree.map(
+        lambda f, d, v: np.testing.assert_allclose(f, d + study.DAMPING * v, atol=1e-7),
+        found,
+        difference,
+        v,
+    )
