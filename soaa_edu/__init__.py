@@ -26,6 +26,7 @@ from soaa_edu.optimizers import (
     soap,
     tadam,
     trust_region,
+    with_dropout,
 )
 from soaa_edu.training import History, sweep, train
 
@@ -70,4 +71,5 @@ __all__ = [
     "tadam",
     "train",
     "trust_region",
+    "with_dropout",
 ]
