@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from soaa_edu import checks
 from soaa_edu.objective import Objective
@@ -45,17 +46,19 @@ def in_micro_batches(objective: Objective, micro_batches: int) -> Objective:
     model = objective.model
 
     def parted(params: Any, inputs: Any) -> Any:
-        forward = jax.checkpoint(lambda rows: model(params, rows))
-        outputs = jax.lax.map(forward, split_rows(inputs, micro_batches))
+        take = split_rows(inputs, micro_batches)
+        forward = jax.checkpoint(lambda i: model(params, take(i)))
+        outputs = jax.lax.map(forward, jnp.arange(micro_batches))
         return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), outputs)
 
     return replace(objective, model=parted)
 
 
-def split_rows(batch: Any, micro_batches: int) -> Any:
-    """Arrays ``(B, ...)`` as ``(micro_batches, B / micro_batches, ...)``.
+def split_rows(batch: Any, micro_batches: int) -> Callable[[Any], Any]:
+    """``i -> `` the i-th micro-batch of arrays ``(B, ...)``, ``(B / micro_batches, ...)``.
 
-    A micro-batch takes rows at equal distances, so that devices that share the batch share it too.
+    It has rows at equal distances, so that devices that share the batch share it too, and it is cut
+    out when it is needed, so that there is no second batch.
 
     Raises:
         ValueError: the micro-batches would not be of one size.
@@ -67,7 +70,8 @@ def split_rows(batch: Any, micro_batches: int) -> Any:
             f"a batch of {rows} can't be split into {micro_batches} micro-batches of one size: "
             f"take micro_batches={fitting}, or a batch size that is a multiple of {micro_batches}"
         )
-    return jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), batch)
+    folded = jax.tree.map(lambda x: x.reshape(-1, micro_batches, *x.shape[1:]), batch)
+    return lambda i: jax.tree.map(lambda x: x[:, i], folded)
 
 
 @exact_products()
@@ -84,11 +88,14 @@ def mean_over_micro_batches(function: Callable, batch: Any, key: Any, micro_batc
     if micro_batches == 1:
         return function(batch, key)[0]
     keys = None if key is None else jax.random.split(key, micro_batches)
-    parts = split_rows(batch, micro_batches), keys
+    take = split_rows(batch, micro_batches)
 
-    def add(so_far: tuple, part: tuple) -> tuple[tuple, None]:
+    def read(i: Any) -> tuple[Any, Any]:
+        return function(take(i), None if keys is None else keys[i])
+
+    def add(so_far: tuple, i: Any) -> tuple[tuple, None]:
         means, counts = so_far
-        of_part, more = function(*part)
+        of_part, more = read(i)
         counts = jax.tree.map(jnp.add, counts, more)
 
         def moved(more: Any, count: Any, means: Any, of_part: Any) -> Any:
@@ -100,7 +107,6 @@ def mean_over_micro_batches(function: Callable, batch: Any, key: Any, micro_batc
 
         return (jax.tree.map(moved, more, counts, means, of_part), counts), None
 
-    shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (means, _), _ = jax.lax.scan(add, zero, parts)
+    zero = optax.tree.zeros_like(jax.eval_shape(read, 0))
+    (means, _), _ = jax.lax.scan(add, zero, jnp.arange(micro_batches))
     return means

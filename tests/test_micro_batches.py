@@ -117,12 +117,12 @@ def test_sampled_factors_are_those_of_all_draws_together(rng):
     options = {"learning_rate": 0.3, "damping": 0.1, "decay": 0.0}
     optimizer = soaa_edu.kfac(objective, **options, micro_batches=3)
     _, state, _ = jax.jit(optimizer.step)(params, optimizer.init(params), (inputs, labels), KEY)
-    parts = split_rows((inputs, labels), 3)
+    parts = list(map(split_rows((inputs, labels), 3), range(3)))
     draws = [
         objective.loss.sample(key, objective.model(params, x), y)
-        for key, x, y in zip(jax.random.split(KEY, 3), *parts)
+        for key, (x, y) in zip(jax.random.split(KEY, 3), parts)
     ]
-    signals = run_forward(objective.model, params, jnp.concatenate(parts[0]))
+    signals = run_forward(objective.model, params, jnp.concatenate([x for x, _ in parts]))
     drawn = factors(objective, signals, jnp.concatenate(draws), fisher="empirical")
     same(state.factors, drawn)
 
