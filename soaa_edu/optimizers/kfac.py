@@ -109,7 +109,7 @@ def kfac(
             once. Loss, gradient and factors are those of the whole; with ``"sampled"`` targets the
             draws are others.
 
-    ``Info`` tells ``damping``; with Levenberg-Marquardt ``reduction_ratio`` and ``accepted`` too.
+    ``Info`` has ``damping``; with Levenberg-Marquardt ``reduction_ratio`` and ``accepted`` too.
 
     Raises:
         TypeError: no ``Objective``, no declared dense layers, or a loss without a distribution.
