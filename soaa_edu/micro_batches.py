@@ -55,7 +55,7 @@ def in_micro_batches(objective: Objective, micro_batches: int) -> Objective:
 
 
 def split_rows(batch: Any, micro_batches: int) -> Callable[[Any], Any]:
-    """``i -> `` the i-th micro-batch of arrays ``(B, ...)``, ``(B / micro_batches, ...)``.
+    """i -> the i-th micro-batch, ``(B / micro_batches, ...)``, of arrays ``(B, ...)``.
 
     It has rows at equal distances, so that devices that share the batch share it too, and it is cut
     out when it is needed, so that there is no second batch.
