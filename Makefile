@@ -43,7 +43,8 @@ help:
 	@echo 'make lock         choose the versions in requirements.lock anew'
 	@echo 'make clean        remove everything that make has made'
 
-# $(call install,folder,lock): an environment with exactly the packages of the lock.
+# $(call install,folder,lock): an environment with exactly the packages of the lock. By pip, which
+# every Python brings, where uv would have to be fetched first; uv makes the lock, once for all Pythons.
 define install
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || { \
 		echo 'Python 3.11 or newer is needed: install it, or name it: make PYTHON=/path/to/python' >&2; exit 1; }

@@ -1,6 +1,7 @@
 """Second-order optimization for deep learning: one method, one file, readable in one sitting."""
 
 from soaa_edu import curvature, data, kronecker, linear_solvers, models, optimizers, problems
+from soaa_edu.micro_batches import in_micro_batches
 from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_error
 from soaa_edu.optimizers import (
     Optimizer,
@@ -25,6 +26,7 @@ from soaa_edu.optimizers import (
     soap,
     tadam,
     trust_region,
+    with_dropout,
 )
 from soaa_edu.training import History, sweep, train
 
@@ -42,6 +44,7 @@ __all__ = [
     "first_order",
     "galore",
     "hessian_free",
+    "in_micro_batches",
     "kfac",
     "kronecker",
     "levenberg_marquardt",
@@ -68,4 +71,5 @@ __all__ = [
     "tadam",
     "train",
     "trust_region",
+    "with_dropout",
 ]

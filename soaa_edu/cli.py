@@ -212,23 +212,23 @@ def _rehearse(options: argparse.Namespace) -> None:
     for name in studies.in_plan_order() if options.name == "all" else [options.name]:
         study = studies.begun(name, options.scale)
         print(f"{name} ({options.scale})", flush=True)
-        for told in engine.rehearse(study, 60 * options.minutes):
-            if told.error is not None:
-                failed.append(f"{told.cell} of {name}")
-            print(f"    {told.cell}: {_of_rehearsal(told)}", flush=True)
+        for rehearsed in engine.rehearse(study, 60 * options.minutes):
+            if rehearsed.error is not None:
+                failed.append(f"{rehearsed.cell} of {name}")
+            print(f"    {rehearsed.cell}: {_of_rehearsal(rehearsed)}", flush=True)
     if failed:
         raise ValueError(f"not rehearsed: {', '.join(failed)}")
 
 
-def _of_rehearsal(told: Rehearsed) -> str:
-    if told.error is not None:
-        return told.error
+def _of_rehearsal(rehearsed: Rehearsed) -> str:
+    if rehearsed.error is not None:
+        return rehearsed.error
     programs = [
         f"{program.runs} at once, {program.gigabytes:.1f} GB"
         + ("" if program.ran else ", compiled alone")
-        for program in told.programs
+        for program in rehearsed.programs
     ]
-    return f"{told.seconds:.0f} s; " + ("; ".join(programs) or "no new program")
+    return f"{rehearsed.seconds:.0f} s; " + ("; ".join(programs) or "no new program")
 
 
 def _tell(study: Unfinished, name: str | None = None) -> None:

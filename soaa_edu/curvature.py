@@ -198,19 +198,19 @@ def dense(matvec: Matvec, params: Any) -> jax.Array:
     def column(unit: jax.Array) -> jax.Array:
         return ravel_pytree(matvec(unravel(unit)))[0]
 
-    return images_of_units(column, flat.size, flat.dtype).T
+    return apply_to_identity(column, flat.size, flat.dtype).T
 
 
 @exact_products()
-def images_of_units(function: Callable, size: int, dtype: Any) -> jax.Array:
+def apply_to_identity(function: Callable, size: int, dtype: Any) -> jax.Array:
     """What ``function`` makes of each unit vector of ``size`` numbers, one row for each.
 
     At most 256 are taken at a time, in even parts, so that one program serves them all.
     """
     parts = math.ceil(size / 256)
-    units = jnp.eye(parts * math.ceil(size / parts), size, dtype=dtype)
-    rows = jax.lax.map(jax.vmap(function), units.reshape(parts, -1, size))
-    return rows.reshape(len(units), -1)[:size]
+    at_once = math.ceil(size / parts)
+    units = jnp.eye(parts * at_once, size, dtype=dtype)
+    return jax.lax.map(function, units, batch_size=at_once)[:size]
 
 
 def _linearised(model: Callable, params: Any, inputs: Any) -> tuple[Any, Matvec, Matvec]:

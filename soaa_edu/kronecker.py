@@ -277,11 +277,25 @@ def factors(
         _, backward = signals.pull(jax.grad(loss)(signals.outputs, targets))
         total = of_outputs(backward, backward)
     of_dense, of_others = jax.tree.map(lambda leaf: examples * leaf, total)
-    of_inputs = {
-        name: _input_factor(signals.inputs[name], signals.dense[name]["weight"], weights, sharing)
-        for name in names
-    }
+    of_inputs = {}
+    for name, layer in signals.dense.items():
+        rows, at = _rows_that_count(signals.inputs[name], layer["weight"], weights, sharing)
+        of_inputs[name] = _input_factor(rows, at, layer["weight"])
     return Factors(of_inputs, of_dense, of_others)
+
+
+def factor_counts(loss: Any, signals: Signals, targets: Any, sharing: str = "expand") -> Factors:
+    """Over how many rows each A of ``factors`` is a mean, and over how many examples G and g².
+
+    A number for each A and G, and one for all of the diagonal.
+    """
+    weights = weights_of(loss, targets)
+    examples = jnp.sum(weights)
+    of_inputs = {}
+    for name, layer in signals.dense.items():
+        _, at = _rows_that_count(signals.inputs[name], layer["weight"], weights, sharing)
+        of_inputs[name] = jnp.sum(at)
+    return Factors(of_inputs, dict.fromkeys(of_inputs, examples), examples)
 
 
 def _sum_over(function: Callable, items: jax.Array) -> Any:
@@ -317,13 +331,18 @@ def _at_positions(weights: jax.Array, positions: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(rows.reshape(-1, *[1] * (len(positions) - 1)), positions)
 
 
-def _input_factor(inputs: Any, weight: jax.Array, weights: jax.Array, sharing: str) -> jax.Array:
-    """A, the mean of h̃ᵀh̃ over the positions that count, or over rows of the positions' mean."""
+def _rows_that_count(
+    inputs: Any, weight: jax.Array, weights: jax.Array, sharing: str
+) -> tuple[jax.Array, jax.Array]:
+    """The rows over which A is a mean, ``(N, in + 1)``, and a one for each that counts, ``(N,)``.
+
+    They are the positions, or each example's mean over its positions that count. Of an embedding's
+    positions they are the places of the ones, ``(N,)``.
+    """
     ids = _are_ids(inputs)
     at = _at_positions(weights, inputs.shape if ids else inputs.shape[:-1]).astype(weight.dtype)
     if ids and sharing == "expand":
-        seen = jnp.zeros(len(weight), weight.dtype).at[inputs.ravel()].add(at.ravel())
-        return seen / jnp.maximum(jnp.sum(at), 1)
+        return inputs.ravel(), at.ravel()
     rows = _one_hot(inputs, weight)
     if sharing == "reduce" and rows.ndim > 2:
         positions = tuple(range(1, rows.ndim - 1))
@@ -331,8 +350,15 @@ def _input_factor(inputs: Any, weight: jax.Array, weights: jax.Array, sharing: s
         total = jnp.sum(at[..., None] * rows, axis=positions)
         rows, at = total / jnp.maximum(in_row, 1)[:, None], jnp.where(in_row > 0, 1.0, 0.0)
         at = at.astype(weight.dtype)
-    rows, at = rows.reshape(-1, rows.shape[-1]), at.reshape(-1)
-    return _gram(at[:, None] * rows, rows) / jnp.maximum(jnp.sum(at), 1)
+    return rows.reshape(-1, rows.shape[-1]), at.reshape(-1)
+
+
+def _input_factor(rows: jax.Array, at: jax.Array, weight: jax.Array) -> jax.Array:
+    """A, the mean of h̃ᵀh̃ over the rows that count."""
+    count = jnp.maximum(jnp.sum(at), 1)
+    if _are_ids(rows):
+        return jnp.zeros(len(weight), weight.dtype).at[rows].add(at) / count
+    return _gram(at[:, None] * rows, rows) / count
 
 
 def _product(left: Any, right: Any, sharing: str) -> Any:

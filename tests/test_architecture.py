@@ -18,7 +18,7 @@ FLOORS = [
     {"engine"},
     {"training", "timing", "plotting"},
     {"optimizers"},
-    {"kronecker"},
+    {"kronecker", "micro_batches"},
     {"curvature", "linear_solvers"},
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},

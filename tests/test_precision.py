@@ -21,6 +21,9 @@ WITH_OBJECTIVE = {
     "trust_region": lambda o: soaa_edu.trust_region(o, radius=None, update="cat"),
     "trust_region steihaug": lambda o: soaa_edu.trust_region(o, subproblem="steihaug"),
     "kfac": lambda o: soaa_edu.kfac(o, learning_rate=0.1, damping=0.1),
+    "kfac in micro-batches": lambda o: soaa_edu.kfac(
+        o, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(1.0), micro_batches=3
+    ),
     "kfac exact": lambda o: soaa_edu.kfac(
         o, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(1.0), fisher="exact"
     ),
@@ -56,7 +59,7 @@ def inexact(function, *arguments):
 
 def test_every_method_is_among_those_checked_here():
     checked = {name.split()[0] for name in (*WITH_OBJECTIVE, *OF_GRADIENTS)}
-    others = {"Optimizer", "first_order", "levenberg_marquardt"}
+    others = {"Optimizer", "first_order", "levenberg_marquardt", "with_dropout"}
     cores = {name for name in soaa_edu.optimizers.__all__ if name.startswith("scale_by_")}
     assert {name.removeprefix("scale_by_") for name in cores} == {
         name.split()[0] for name in OF_GRADIENTS
@@ -225,8 +228,8 @@ def a_kfac_inverse(rounded):
     (found,) = (of_inputs for of_inputs, _ in state.inverses.values())
     rows = np.concatenate([*in_float64(x), np.ones((40, 1))], axis=1)
     residual = 0.25 - np.eye(4)[labels]
-    a, b = rows.T @ rows / 40, residual.T @ residual / 40
-    pi = np.sqrt(np.trace(a) / 21 / (np.trace(b) / 4))
+    a, g = rows.T @ rows / 40, residual.T @ residual / 40
+    pi = np.sqrt(np.trace(a) / 21 / (np.trace(g) / 4))
     return found, np.linalg.inv(a + pi * np.sqrt(damping) * np.eye(21))
 
 

@@ -63,7 +63,7 @@ def data_folder() -> Path:
 
 @contextmanager
 def reading(file: Published) -> Iterator[Path]:
-    """The path of a published file, with every failure to read it told with its remedy.
+    """The path of a published file, every failure to read it raising an error with its remedy.
 
     Raises:
         DataFileError: the file is missing, truncated, altered or of another format.

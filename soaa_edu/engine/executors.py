@@ -168,12 +168,12 @@ def _die_with_parent() -> None:
 
 def _portable(error: Exception) -> Exception:
     """The error with its traceback as a note, as another error where it cannot be sent."""
-    told = "".join(traceback.format_exception(error))
+    trace = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(told)
+    error.add_note(trace)
     return error
 
 

@@ -100,10 +100,10 @@ def conjugate_gradient(
         return _solve(multiply, b, max_iterations, tolerance, from_x0, preconditioner, metric)
 
     if metric is not None:
-        x, told = solve(like_b, b)
+        x, counts = solve(like_b, b)
     else:
-        x, told = jax.lax.custom_linear_solve(like_b, b, solve, symmetric=True, has_aux=True)
-    return CGResult(x, *told)
+        x, counts = jax.lax.custom_linear_solve(like_b, b, solve, symmetric=True, has_aux=True)
+    return CGResult(x, *counts)
 
 
 def _solve(

@@ -3,12 +3,13 @@
 A layer is what holds arrays, and its name its path in the network, ``"."`` for the network itself.
 Dense layers are Linen's ``Dense``, NNX's ``Linear`` and Equinox's ``Linear``, not what is derived
 from them. Whatever else holds arrays keeps them under their own names; K-FAC has a diagonal for it.
+A network that draws takes its keys with its inputs (see ``soaa_edu.with_dropout``).
 
 A library is imported where it is needed: none has to be there.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 
+from soaa_edu.models.draws import drawing_forward, without_key
 from soaa_edu.models.layers import Model, Params
 from soaa_edu.models.layouts import layout_by_path, path_name
 from soaa_edu.models.marks import layers_marked_in, marked, run_marked
@@ -34,8 +36,8 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
 
     Raises:
         ImportError: Flax is not installed.
-        ValueError: no dense layer, one of a use that K-FAC can't take (see ``run_marked``), state
-            such as that of a batch norm, or dropout.
+        ValueError: no dense layer, one of a use that K-FAC can't take (see ``run_marked``), or
+            state such as that of a batch norm; at a call, dropout without keys.
     """
     nn = _library("flax", "flax.linen")
     errors = _library("flax", "flax.errors")
@@ -56,14 +58,14 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
             return marked(name, call, *args, **keywords)
         return call(*args, **keywords)
 
-    def apply(layers: Params, inputs: Any) -> Any:
-        with nn.intercept_methods(intercept):
-            return module.apply({"params": layout.join(layers)}, inputs, **options)
+    def apply(key: Any, layers: Params, inputs: Any) -> Any:
+        try:
+            with nn.intercept_methods(intercept):
+                return module.apply({"params": layout.join(layers)}, inputs, rngs=key, **options)
+        except errors.InvalidRngError as error:
+            raise without_key("from_linen", "give it deterministic=True") from error
 
-    try:
-        program = jax.make_jaxpr(apply)(layers, example_inputs)
-    except errors.InvalidRngError as error:
-        raise ValueError(_without_dropout("from_linen", "give it deterministic=True")) from error
+    program = jax.make_jaxpr(partial(apply, jax.random.key(0)))(layers, example_inputs)
     dense = tuple(dict.fromkeys(layers_marked_in(program)))
     _check_dense("from_linen", "flax.linen.Dense", dense)
 
@@ -76,11 +78,13 @@ def from_linen(module: Any, example_inputs: Any, **options: Any) -> Model:
     def init(key: jax.Array) -> Params:
         return adopt(variables(key)["params"])
 
-    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
+    def forward(params: Params, inputs: Any, taps: dict[str, Any], key: Any) -> tuple[Any, Any]:
+        layers = _changed(params, dense, _weight_as_kernel)
+        return run_marked(partial(apply, key), layers, inputs, taps, dense)
 
-    jax.eval_shape(forward, jax.eval_shape(init, jax.random.key(0)), example_inputs, {})
-    return Model(init, forward, dense, export=export, adopt=adopt)
+    key = jax.random.key(0)
+    jax.eval_shape(forward, jax.eval_shape(init, key), example_inputs, {}, key)
+    return Model(init, drawing_forward(forward), dense, export=export, adopt=adopt)
 
 
 def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
@@ -94,8 +98,8 @@ def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
 
     Raises:
         ImportError: Flax is not installed.
-        ValueError: no dense layer, or state such as that of a batch norm; at the first call, a
-            dense layer of a use that K-FAC can't take (see ``run_marked``), or dropout.
+        ValueError: no dense layer, or state such as that of a batch norm; at a call, a dense layer
+            of a use that K-FAC can't take (see ``run_marked``), or dropout without keys.
     """
     nnx = _library("flax", "flax.nnx")
 
@@ -109,9 +113,12 @@ def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
     graph, _, random, state = nnx.split(module, nnx.Param, nnx.RngState, ...)
     _check_state("from_nnx", {type(variable).__name__ for _, variable in nnx.to_flat_state(state)})
     random = nnx.to_pure_dict(random)
+    silent = nnx.graphdef(_silenced(module))
 
-    def apply(layers: Params, inputs: Any) -> Any:
-        return nnx.merge(graph, layout.join(layers), random)(inputs)
+    def apply(key: Any, layers: Params, inputs: Any) -> Any:
+        if key is None:
+            return nnx.merge(silent, layout.join(layers), random)(inputs)
+        return nnx.merge(graph, layout.join(layers), _reseeded(random, key))(inputs)
 
     def adopt(tree: Any) -> Params:
         return _changed(layout.split(tree), dense, _kernel_as_weight)
@@ -122,10 +129,11 @@ def from_nnx(make: Callable[[jax.Array], Any]) -> Model:
     def init(key: jax.Array) -> Params:
         return adopt(arrays(make(key)))
 
-    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return run_marked(apply, _changed(params, dense, _weight_as_kernel), inputs, taps, dense)
+    def forward(params: Params, inputs: Any, taps: dict[str, Any], key: Any) -> tuple[Any, Any]:
+        layers = _changed(params, dense, _weight_as_kernel)
+        return run_marked(partial(apply, key), layers, inputs, taps, dense)
 
-    return Model(init, forward, dense, export=export, adopt=adopt)
+    return Model(init, drawing_forward(forward), dense, export=export, adopt=adopt)
 
 
 def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
@@ -136,12 +144,13 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
     layer. ``model.export(params)`` is the module.
 
     Args:
-        make: key -> a module that takes one example. The model maps it over the batch.
+        make: key -> a module that takes one example, and for dropout ``key=`` as Equinox's own do.
+            The model maps it over the batch.
 
     Raises:
         ImportError: Equinox is not installed.
-        ValueError: no dense layer, state such as that of a batch norm, or dropout; at the first
-            call, a dense layer of a use that K-FAC can't take (see ``run_marked``).
+        ValueError: no dense layer, or state such as that of a batch norm; at a call, a dense layer
+            of a use that K-FAC can't take (see ``run_marked``), or dropout without keys.
     """
     eqx = _library("equinox", "equinox")
 
@@ -157,15 +166,19 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
         return eqx.filter(module, eqx.is_inexact_array)
 
     module = make(jax.random.key(0))
-    _check_equinox(module)
+    draws = _draws(module)
     layout = layout_by_path(arrays(module), ".")
     nodes, _ = tree_flatten_with_path(module, is_leaf=is_dense)
     dense = tuple(path_name(path, ".") for path, node in nodes if is_dense(node))
     _check_dense("from_equinox", "equinox.nn.Linear", dense)
     rest = eqx.filter(module, eqx.is_inexact_array, inverse=True)
 
-    def apply(layers: Params, inputs: Any) -> Any:
+    def apply(key: Any, layers: Params, inputs: Any) -> Any:
+        if draws and key is None:
+            remedy = "have make return equinox.nn.inference_mode(module)"
+            raise without_key("from_equinox", remedy)
         module = eqx.combine(layout.join(layers), rest)
+        keyed = {} if key is None else {"key": key}
 
         def example(row: Any, zero: Any) -> Any:
             def mark(path: Any, node: Any) -> Any:
@@ -173,7 +186,7 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
                     _marked_equinox()(node, zero, path_name(path, ".")) if is_dense(node) else node
                 )
 
-            return tree_map_with_path(mark, module, is_leaf=is_dense)(row)
+            return tree_map_with_path(mark, module, is_leaf=is_dense)(row, **keyed)
 
         return jax.vmap(example)(inputs, jnp.zeros(len(inputs)))
 
@@ -186,10 +199,11 @@ def from_equinox(make: Callable[[jax.Array], Any]) -> Model:
     def init(key: jax.Array) -> Params:
         return adopt(make(key))
 
-    def forward(params: Params, inputs: Any, taps: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return run_marked(apply, _changed(params, dense, _transposed), inputs, taps, dense)
+    def forward(params: Params, inputs: Any, taps: dict[str, Any], key: Any) -> tuple[Any, Any]:
+        layers = _changed(params, dense, _transposed)
+        return run_marked(partial(apply, key), layers, inputs, taps, dense)
 
-    return Model(init, forward, dense, export=export, adopt=adopt)
+    return Model(init, drawing_forward(forward), dense, export=export, adopt=adopt)
 
 
 def _plain(layers: Params, weight: str) -> set[str]:
@@ -236,16 +250,13 @@ def _check_state(caller: str, kinds: set[str]) -> None:
     if kinds:
         raise ValueError(
             f"{caller} carries no state, and this module keeps {', '.join(sorted(kinds))}, in "
-            "inference mode too: take a layer without, such as LayerNorm for BatchNorm"
+            "inference mode too: take a layer without, such as LayerNorm for BatchNorm, or "
+            "from_function, with statistics that stay as they are inside the function"
         )
 
 
-def _without_dropout(caller: str, remedy: str) -> str:
-    return f"{caller} runs a module without random numbers, and this one draws some: {remedy}"
-
-
 def _mark_nnx(module: Any, plain: set[str]) -> tuple[str, ...]:
-    """Make the module mark its dense layers and draw nothing; the names of these layers."""
+    """Make the module mark its dense layers; the names of these layers."""
     nnx = _library("flax", "flax.nnx")
     dense = []
     for path, node in list(nnx.iter_graph(module)):
@@ -253,9 +264,27 @@ def _mark_nnx(module: Any, plain: set[str]) -> tuple[str, ...]:
         if type(node) is nnx.Linear and name in plain:
             node.__class__, node.layer_name = _marked_nnx(), name
             dense.append(name)
-        elif type(node) is nnx.RngStream:
-            node.__class__ = _silent_nnx()
     return tuple(dense)
+
+
+def _silenced(module: Any) -> Any:
+    """The module, made to draw nothing."""
+    nnx = _library("flax", "flax.nnx")
+    for _, node in list(nnx.iter_graph(module)):
+        if type(node) is nnx.RngStream:
+            node.__class__ = _silent_nnx()
+    return module
+
+
+def _reseeded(random: Any, key: jax.Array) -> Any:
+    """The state of a module's streams, each with a key of its own made from this one."""
+    leaves, structure = jax.tree.flatten(random)
+
+    def reseeded(leaf: jax.Array, new: jax.Array) -> jax.Array:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.split(new, leaf.shape) if is_key else leaf
+
+    return jax.tree.unflatten(structure, map(reseeded, leaves, jax.random.split(key, len(leaves))))
 
 
 @cache
@@ -276,21 +305,21 @@ def _silent_nnx() -> Any:
 
     class SilentStream(base):
         def __call__(self) -> Any:
-            raise ValueError(_without_dropout("from_nnx", "have make call module.eval()"))
+            raise without_key("from_nnx", "have make call module.eval()")
 
     return SilentStream
 
 
-def _check_equinox(module: Any) -> None:
+def _draws(module: Any) -> bool:
+    """Whether the module has dropout that is switched on; raises where it keeps state."""
     eqx = _library("equinox", "equinox")
     kinds = eqx.nn.StateIndex | eqx.nn.Dropout
     nodes = jax.tree.leaves(module, is_leaf=lambda node: isinstance(node, kinds))
     state = any(isinstance(node, eqx.nn.StateIndex) for node in nodes)
     _check_state("from_equinox", {"StateIndex"} if state else set())
-    for node in nodes:
-        if isinstance(node, eqx.nn.Dropout) and not node.inference and node.p > 0:
-            remedy = "have make return equinox.nn.inference_mode(module)"
-            raise ValueError(_without_dropout("from_equinox", remedy))
+    return any(
+        isinstance(node, eqx.nn.Dropout) and not node.inference and node.p > 0 for node in nodes
+    )
 
 
 @cache

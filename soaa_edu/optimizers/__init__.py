@@ -1,6 +1,7 @@
 """One method, one file."""
 
 from soaa_edu.optimizers.adam_8bit import adam_8bit, scale_by_adam_8bit
+from soaa_edu.optimizers.dropout import with_dropout
 from soaa_edu.optimizers.first_order import first_order
 from soaa_edu.optimizers.galore import galore, scale_by_galore
 from soaa_edu.optimizers.hessian_free import hessian_free
@@ -39,4 +40,5 @@ __all__ = [
     "soap",
     "tadam",
     "trust_region",
+    "with_dropout",
 ]

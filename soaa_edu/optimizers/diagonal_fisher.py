@@ -153,10 +153,10 @@ def next_state(
     before = (state.trust_scale, state.loss_average, state.predicted_decrease)
     heard = jnp.isfinite(loss)
     dt, l_avg, pr = (jnp.where(heard, new, old) for new, old in zip(trust, before))
-    told = (dt, *bounds, jnp.where(heard, ratio, jnp.nan), step.share)
+    values = (dt, *bounds, jnp.where(heard, ratio, jnp.nan), step.share)
     if state.moments.variance is None:
         moments = moments._replace(variance=None)
-    info = {name: jnp.asarray(number) for name, number in zip(INFO, told)}
+    info = {name: jnp.asarray(number) for name, number in zip(INFO, values)}
     return TrustState(state.steps + 1, moments, dt, l_avg, pr, info)
 
 

@@ -31,18 +31,18 @@ def first_order(objective: Callable, transformation: optax.GradientTransformatio
         loss, gradient = jax.value_and_grad(value_fn)(params)
         extra = {"value": loss, "grad": gradient, "value_fn": value_fn} if takes_extra else {}
         updates, state = transformation.update(gradient, state, params, **extra)
-        return optax.apply_updates(params, updates), state, {**_told_by(state), "loss": loss}
+        return optax.apply_updates(params, updates), state, {**_info_in(state), "loss": loss}
 
     return Optimizer(transformation.init, step, objective)
 
 
-def _told_by(state: Any) -> dict[str, Any]:
+def _info_in(state: Any) -> dict[str, Any]:
     """The scalars in every ``info`` field within an optax state."""
-    told: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     info = getattr(state, "info", {})
-    told.update(info if isinstance(info, dict) else getattr(info, "_asdict", dict)())
+    found.update(info if isinstance(info, dict) else getattr(info, "_asdict", dict)())
     parts = state.values() if isinstance(state, dict) else state
     if isinstance(state, dict | list | tuple):
         for part in parts:
-            told.update(_told_by(part))
-    return told
+            found.update(_info_in(part))
+    return found

@@ -46,7 +46,7 @@ def hessian_free(
         max_iterations: of conjugate gradients.
         tolerance: their residual relative to the gradient's norm.
 
-    ``Info`` tells ``cg_iterations`` and, with an adapted damping, ``damping`` (of this step),
+    ``Info`` has ``cg_iterations`` and, with an adapted damping, ``damping`` (of this step),
     ``reduction_ratio`` and ``accepted``.
 
     Raises:

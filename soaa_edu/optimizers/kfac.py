@@ -15,11 +15,13 @@ from soaa_edu.kronecker import (
     Factors,
     check_fisher,
     check_layers,
+    factor_counts,
     factors,
     no_factors,
     run_forward,
 )
 from soaa_edu.linear_solvers.triangles import inverse_of_definite
+from soaa_edu.micro_batches import in_micro_batches, mean_over_micro_batches
 from soaa_edu.objective import Loss, Objective, weights_of
 from soaa_edu.optimizers.parameters import all_finite, in_float32
 from soaa_edu.optimizers.protocol import Optimizer
@@ -67,6 +69,7 @@ def kfac(
     kl_clip: Any = None,
     weight_decay: Any = 0.0,
     frozen: Sequence[str] = (),
+    micro_batches: int = 1,
 ) -> Optimizer:
     """θ ← θ + s, s ← μ s - η C⁻¹ g, C = A ⊗ G + λI a dense layer (Martens & Grosse 2015).
 
@@ -102,13 +105,17 @@ def kfac(
         kl_clip: c of min(1, √(c / (η² gᵀC⁻¹g))), which shortens C⁻¹g (Ba, Grosse & Martens 2017).
         weight_decay: ω of s ← μ s - η (C⁻¹ g + ω θ), decoupled from the curvature.
         frozen: names of layers that stay as they are and have no factors.
+        micro_batches: of one size, in which a batch is taken that needs too much memory all at
+            once. Loss, gradient and factors are those of the whole; with ``"sampled"`` targets the
+            draws are others.
 
-    ``Info`` tells ``damping``; with Levenberg-Marquardt ``reduction_ratio`` and ``accepted`` too.
+    ``Info`` has ``damping``; with Levenberg-Marquardt ``reduction_ratio`` and ``accepted`` too.
 
     Raises:
         TypeError: no ``Objective``, no declared dense layers, or a loss without a distribution.
         ValueError: a number out of its range, an unknown name or tied weights; at the first step, a
-            dense layer that is used twice or whose tap is left out.
+            dense layer that is used twice or whose tap is left out, or a batch that can't be split
+            into so many micro-batches.
     """
     rule = damping if isinstance(damping, DampingRule) else None
     by_eigenvectors = exact_damping or rule is not None
@@ -117,6 +124,7 @@ def kfac(
     checks.one_of("sharing", sharing, SHARINGS)
     update_every = checks.whole("update_every", update_every)
     invert_every = checks.whole("invert_every", invert_every)
+    micro_batches = checks.whole("micro_batches", micro_batches)
     decay = checks.fraction("decay", decay)
     weight_decay = checks.not_negative("weight_decay", weight_decay)
     momentum_at = schedule("momentum", momentum, checks.fraction)
@@ -155,20 +163,30 @@ def kfac(
 
     @exact_products()
     def step(params: Any, state: KfacState, batch: Any, key: Any) -> tuple[Any, KfacState, dict]:
-        inputs, targets = batch
         objective, params, still = moving_part(params)
-        signals = run_forward(objective.model, params, inputs)
-        loss, residual = jax.value_and_grad(objective.loss)(signals.outputs, targets)
-        gradient, _ = signals.pull(residual)
+        updates = state.steps % update_every == 0
+
+        def read(part: Any, key: Any) -> tuple[Any, Any]:
+            """Loss, gradient and the factors that are due, and over how many each is a mean."""
+            inputs, targets = part
+            signals = run_forward(objective.model, params, inputs)
+            loss, residual = jax.value_and_grad(objective.loss)(signals.outputs, targets)
+            gradient, _ = signals.pull(residual)
+            options = {"fisher": fisher, "sharing": sharing, "key": key}
+            found = refreshed(
+                updates, lambda: factors(objective, signals, targets, **options), state.factors
+            )
+            counts = factor_counts(objective.loss, signals, targets, sharing)
+            return (loss, gradient, found), (counts.diagonal, counts.diagonal, counts)
+
+        loss, gradient, found = mean_over_micro_batches(read, batch, key, micro_batches)
         learning = jnp.isfinite(loss) & all_finite(gradient)
-        learning &= jnp.any(weights_of(objective.loss, targets) > 0)
-
-        def updated() -> Factors:
-            found = factors(objective, signals, targets, fisher=fisher, sharing=sharing, key=key)
-            return optax.tree.update_moment(found, state.factors, decay, 1)
-
-        updates = learning & (state.steps % update_every == 0)
-        average = refreshed(updates, updated, state.factors)
+        learning &= jnp.any(weights_of(objective.loss, batch[1]) > 0)
+        average = refreshed(
+            learning & updates,
+            lambda: optax.tree.update_moment(found, state.factors, decay, 1),
+            state.factors,
+        )
         weight = 1 - decay ** (1 + state.steps // update_every)
         strength = state.damping
         if rule is None:
@@ -205,6 +223,7 @@ def kfac(
             velocity = optax.tree.where(learning, update, state.velocity)
             moved = optax.apply_updates(params, update)
             return {**moved, **still}, state._replace(velocity=velocity), info
+        objective = in_micro_batches(objective, micro_batches)
         matvec = fisher_product(objective, params, batch)
         predicted = predicted_decrease(matvec, gradient, update)
         trial = try_step(objective, params, batch, loss, gradient, update, predicted)

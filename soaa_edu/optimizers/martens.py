@@ -60,7 +60,7 @@ def martens_hessian_free(
         curvature: ``"gauss_newton"`` or ``"hessian"``.
         max_iterations: of conjugate gradients.
 
-    ``Info`` tells ``cg_iterations``, ``damping`` (of this step), ``reduction_ratio`` and
+    ``Info`` has ``cg_iterations``, ``damping`` (of this step), ``reduction_ratio`` and
     ``accepted``.
 
     Raises:

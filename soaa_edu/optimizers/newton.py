@@ -11,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 
 from soaa_edu import checks
 from soaa_edu.curvature import (
+    apply_to_identity,
     check_curvature,
     curvature_matvec,
     damped,
     dense,
-    images_of_units,
 )
 from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
 from soaa_edu.objective import Objective
@@ -53,7 +53,7 @@ def newton(
         cutoff: undamped, eigenvalues below ``cutoff`` times the largest absolute one count as
             zero. ``None``: the number of parameters times the rounding unit of their type.
 
-    ``Info`` tells, damped, ``cg_iterations`` (-1 after elimination) and, undamped, ``rank`` and
+    ``Info`` has, damped, ``cg_iterations`` (-1 after elimination) and, undamped, ``rank`` and
     the ``smallest_eigenvalue`` and ``largest_eigenvalue`` of C.
 
     Raises:
@@ -73,8 +73,8 @@ def newton(
         gradient, unravel = ravel_pytree(jax.grad(seen.objective)(seen.coordinates, batch))
         refuse_if_too_large(gradient.size)
         matvec = curvature_matvec(seen.objective, seen.coordinates, batch, curvature)
-        solution, told = solve(dense(matvec, seen.coordinates), gradient)
-        return seen.lift(unravel(solution)), told
+        solution, info = solve(dense(matvec, seen.coordinates), gradient)
+        return seen.lift(unravel(solution)), info
 
     def undamped_direction(params: Any, batch: Any) -> tuple[Any, dict]:
         flat, _ = ravel_pytree(params)
@@ -112,13 +112,13 @@ def newton(
     def step(params: Any, state: tuple, batch: Any, key: Any) -> tuple[Any, tuple, dict]:
         loss, gradient = jax.value_and_grad(objective)(params, batch)
         if undamped:
-            direction, told = undamped_direction(params, batch)
+            direction, info = undamped_direction(params, batch)
         else:
-            direction, told = damped_direction(params, batch, gradient)
+            direction, info = damped_direction(params, batch, gradient)
         params = jax.tree.map(
             lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction
         )
-        return params, state, {"loss": loss, **told}
+        return params, state, {"loss": loss, **info}
 
     return in_float32(Optimizer(init, step, objective))
 
@@ -153,7 +153,7 @@ def push_through_solve(objective: Any, params: Any, batch: Any, damping: Any) ->
         jax.grad(lambda z: objective.loss(z, targets)), outputs
     )
     _, unravel = ravel_pytree(params)
-    jacobian = images_of_units(
+    jacobian = apply_to_identity(
         lambda u: ravel_pytree(transposed(u.reshape(outputs.shape)))[0],
         outputs.size,
         outputs.dtype,

@@ -16,7 +16,7 @@ class Optimizer(NamedTuple):
     Attributes:
         init: ``params -> state``.
         step: ``(params, state, batch, key) -> (params, state, info)``. ``info`` is a flat dict of
-            scalars with ``"loss"``, before the step, and whatever else the method has to tell.
+            scalars with ``"loss"``, before the step, and what else the method reports.
         objective: what is minimised, ``(params, batch) -> scalar``. With it ``train`` can evaluate
             on test data.
     """

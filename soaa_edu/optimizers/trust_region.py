@@ -54,7 +54,7 @@ def trust_region(
         curvature: C, ``"hessian"`` or ``"gauss_newton"``.
         iterations: the most products with C for one step.
 
-    ``Info`` tells ``radius`` (of this step), ``reduction_ratio``, ``accepted``, ``on_boundary`` and
+    ``Info`` has ``radius`` (of this step), ``reduction_ratio``, ``accepted``, ``on_boundary`` and
     ``iterations``.
 
     Raises:

@@ -39,9 +39,9 @@ _programs: ContextVar[dict[int, Program] | None] = ContextVar("rehearsed program
 def rehearsal() -> Iterator[dict[int, Program]]:
     """Within, ``train`` and ``sweep`` take two steps of one epoch, at their data's true shapes.
 
-    Runs of a sweep go side by side, as on an accelerator. What they tell has its full length, the
+    Runs of a sweep go side by side, as on an accelerator. Their results have their full length, the
     last of the two steps repeated. A program of a sweep that would need more memory than is free,
-    or minutes, is compiled and not run, and tells zeros.
+    or minutes, is compiled and not run, and gives zeros.
 
     Yields:
         The programs, under numbers that tell them apart; each is added as soon as it is compiled.
@@ -66,10 +66,10 @@ def shortened(steps: Any, axis: int) -> Any:
     return jax.tree.map(lambda array: array[(slice(None),) * axis + (slice(STEPS),)], steps)
 
 
-def filled(told: np.ndarray, length: int) -> np.ndarray:
+def filled(values: np.ndarray, length: int) -> np.ndarray:
     """Numbers along the last axis, the last one repeated until there are so many."""
-    missing = [(0, 0)] * (told.ndim - 1) + [(0, length - told.shape[-1])]
-    return np.pad(told, missing, mode="edge")
+    missing = [(0, 0)] * (values.ndim - 1) + [(0, length - values.shape[-1])]
+    return np.pad(values, missing, mode="edge")
 
 
 def note(program: Any, arguments: Any, runs: int = 1) -> None:

@@ -51,7 +51,7 @@ def run_epoch(
         mesh: of devices over which each batch is split.
 
     Returns:
-        The parameters, the state, and what every step told, name -> ``(steps,)``.
+        The parameters, the state, and the ``Info`` of every step, name -> ``(steps,)``.
     """
 
     def take(carry: tuple, chosen: tuple) -> tuple[tuple, dict]:
@@ -75,7 +75,7 @@ def measure(objective: Callable, params: Any, batch: Any) -> tuple[Any, Any]:
 
     def sums(part: Any) -> jax.Array:
         examples = jnp.sum(weights_of(getattr(objective, "loss", None), part[1]))
-        return jnp.array([examples * told for told in _measure_at_once(objective, params, part)])
+        return jnp.array([examples * mean for mean in _measure_at_once(objective, params, part)])
 
     whole = rows - rows % MEASURED_AT_ONCE
     parts = jax.tree.map(lambda x: x[:whole].reshape(-1, MEASURED_AT_ONCE, *x.shape[1:]), batch)

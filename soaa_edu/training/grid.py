@@ -29,7 +29,7 @@ from soaa_edu.training.memory import exhausted, free_memory, needed
 
 MOST_AT_ONCE = 256
 MEASURED = ("test_loss", "test_accuracy")
-"""What is told after each epoch; all else at each step."""
+"""What is measured after each epoch; all else is at each step."""
 
 
 def sweep(
@@ -55,7 +55,7 @@ def sweep(
     Side by side, a method renews its preconditioner as rarely as it does alone. Where the grid
     makes the interval a float, it does so in the steps in which one of the runs is due.
 
-    A run whose loss is no longer finite stands still from that step on, and all it tells from
+    A run whose loss is no longer finite stands still from that step on, and all its results from
     there is ``nan``.
 
     Args:
@@ -72,9 +72,9 @@ def sweep(
             all call with the same arguments and get the same answer.
 
     Returns:
-        ``loss`` and whatever else a method tells at each step, ``(*grid, keys, steps)``, the
+        ``loss`` and what else a method's ``Info`` has at each step, ``(*grid, keys, steps)``, the
         grid's axes in its order; ``test_loss`` and ``test_accuracy``, ``(*grid, keys, epochs)``.
-        ``nan`` where a run tells nothing.
+        ``nan`` where a run has none.
 
     Raises:
         MemoryError: a single run needs more memory than a device has.
@@ -98,7 +98,7 @@ def sweep(
     data_sets = copied_to(mesh, (train_set, test_set))
     start = params if callable(params) else strongly_typed(params)
     of_keys = _stacked(
-        [_beginning(start, key, epochs, count_rows(train_set[0]), batch_size) for key in keys]
+        [_run_start(start, key, epochs, count_rows(train_set[0]), batch_size) for key in keys]
     )
     steps = epochs * (count_rows(train_set[0]) // batch_size)
 
@@ -112,19 +112,19 @@ def sweep(
         }
         which = np.array([k for _, k in runs])
         plan = Plan(build, fixed, jax.random.key_impl(keys), mesh)
-        told = _train_all(plan, numbers, which, of_keys, data_sets)
+        found = _train_all(plan, numbers, which, of_keys, data_sets)
         for i, run in enumerate(runs):
             results[run] = {
                 name: filled(array[i], epochs if name in MEASURED else steps)
-                for name, array in told.items()
+                for name, array in found.items()
             }
     return _in_order(results, (*map(len, axes.values()), len(keys)))
 
 
-class Beginning(NamedTuple):
+class RunStart(NamedTuple):
     """Where the run of a key starts, and what its steps take.
 
-    Beginnings wait in the host's memory, where runs are picked from them without a program.
+    They wait in the host's memory, where runs are picked from them without a program.
 
     Attributes:
         params: at the start.
@@ -192,9 +192,7 @@ def _in_order(results: dict[tuple, dict], shape: tuple) -> dict[str, np.ndarray]
     return {name: array.reshape(*shape, -1) for name, array in stacked.items()}
 
 
-def _beginning(
-    start: Any, key: jax.Array, epochs: int, examples: int, batch_size: int
-) -> Beginning:
+def _run_start(start: Any, key: jax.Array, epochs: int, examples: int, batch_size: int) -> RunStart:
     if callable(start):
         init_key, key = jax.random.split(key)
         start = strongly_typed(jax.jit(start)(init_key))
@@ -202,7 +200,7 @@ def _beginning(
     order, keys = _stacked([(rows, jax.random.key_data(keys)) for rows, keys in drawn])
     if rehearsing() is not None:
         order, keys = order[:1], keys[:1]
-    return Beginning(start, *shortened((order, keys), axis=1))
+    return RunStart(start, *shortened((order, keys), axis=1))
 
 
 def _stacked(trees: Sequence[Any]) -> Any:
@@ -213,10 +211,10 @@ def _train_all(
     plan: Plan,
     numbers: dict[str, np.ndarray],
     which: np.ndarray,
-    of_keys: Beginning,
+    of_keys: RunStart,
     data_sets: tuple,
 ) -> dict[str, np.ndarray]:
-    """What every run tells, ``(runs, steps)`` or ``(runs, epochs)``, in chunks that fit.
+    """The results of every run, ``(runs, steps)`` or ``(runs, epochs)``, in chunks that fit.
 
     ``which`` says with which key a run begins, ``(runs,)``.
     """
@@ -232,18 +230,18 @@ def _train_all(
     device, devices = jax.devices()[0], 1
     if plan.mesh is not None:
         device, devices = plan.mesh.local_devices[0], plan.mesh.size
-    alike = plan, *shapes(arguments(0, devices)), precision()
-    at_once = max(_evenly(runs, devices, side_by_side(device)), _most_compiled.get(alike, 0))
+    program_key = plan, *shapes(arguments(0, devices)), precision()
+    at_once = max(_evenly(runs, devices, side_by_side(device)), _most_compiled.get(program_key, 0))
     while True:
         try:
-            told = _in_chunks(plan, arguments, runs, at_once, free_memory(device))
+            found = _in_chunks(plan, arguments, runs, at_once, free_memory(device))
             break
         except MemoryError:
             if at_once == devices:
                 raise
             at_once = _evenly(runs, devices, -(-at_once // (2 * devices)))
-    _most_compiled[alike] = at_once
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:runs], *told)
+    _most_compiled[program_key] = at_once
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:runs], *found)
 
 
 _most_compiled: dict[tuple, int] = {}
@@ -262,7 +260,7 @@ def _evenly(runs: int, devices: int, most: int) -> int:
 def _in_chunks(
     plan: Plan, arguments: Callable[[int, int], tuple], runs: int, at_once: int, free: float
 ) -> list[dict[str, np.ndarray]]:
-    """What each chunk tells.
+    """The results of each chunk.
 
     Raises:
         MemoryError: there is too little for so many runs at once.
@@ -288,11 +286,11 @@ def _in_chunks(
 
 
 def _rehearsed(program: Any, arguments: tuple, runs: int) -> dict[str, np.ndarray]:
-    """What a program tells of its first steps, or zeros where it would take long."""
+    """The results of a program's first steps, or zeros where it would take long."""
     note(program, arguments, runs)
     if is_quick(program):
         return jax.tree.map(np.asarray, program(*arguments))
-    return jax.tree.map(lambda told: np.zeros(told.shape, told.dtype), program.out_info)
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), program.out_info)
 
 
 @lru_cache(maxsize=64)
@@ -304,14 +302,14 @@ def _compile(plan: Plan, structure: Any, leaves: tuple, precision: tuple) -> Cal
     numbers, begun, data_sets = jax.tree.unflatten(structure, leaves)
     weak = jax.tree.map(lambda x: x.update(weak_type=True), numbers)
 
-    def share(numbers: dict, begun: Beginning, data_sets: tuple) -> dict:
-        def run(numbers: dict, begun: Beginning) -> dict:
+    def share(numbers: dict, begun: RunStart, data_sets: tuple) -> dict:
+        def run(numbers: dict, begun: RunStart) -> dict:
             return _run(plan, numbers, begun, *data_sets)
 
         if len(begun.keys) > 1:
             return jax.vmap(run)(numbers, begun)
-        told = run(*jax.tree.map(lambda array: array[0], (numbers, begun)))
-        return jax.tree.map(lambda array: array[None], told)
+        found = run(*jax.tree.map(lambda array: array[0], (numbers, begun)))
+        return jax.tree.map(lambda array: array[None], found)
 
     if plan.mesh is None:
         return jax.jit(share).lower(weak, begun, data_sets).compile()
@@ -323,14 +321,14 @@ def _compile(plan: Plan, structure: Any, leaves: tuple, precision: tuple) -> Cal
         out_specs=runs,
         check_vma=False,
     )
-    told_to_all = NamedSharding(plan.mesh, whole)
-    return jax.jit(shared, out_shardings=told_to_all).lower(weak, begun, data_sets).compile()
+    on_all = NamedSharding(plan.mesh, whole)
+    return jax.jit(shared, out_shardings=on_all).lower(weak, begun, data_sets).compile()
 
 
 def _run(
-    plan: Plan, numbers: dict, begun: Beginning, train_set: tuple, test_set: tuple | None
+    plan: Plan, numbers: dict, begun: RunStart, train_set: tuple, test_set: tuple | None
 ) -> dict[str, Any]:
-    """One run: what it tells at each step, ``(steps,)``, and after each epoch, ``(epochs,)``."""
+    """One run: its results at each step, ``(steps,)``, and after each epoch, ``(epochs,)``."""
     optimizer = plan.build(**numbers, **dict(plan.fixed))
 
     def guarded(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[Any, Any, dict]:
@@ -339,7 +337,7 @@ def _run(
         moved, inner, info = optimizer.step(params, inner, batch, key)
         alive &= jnp.isfinite(info["loss"])
         params = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, params)
-        info = jax.tree.map(lambda told: jnp.where(alive, told, jnp.nan), info)
+        info = jax.tree.map(lambda x: jnp.where(alive, x, jnp.nan), info)
         return params, (alive, inner), info
 
     def epoch(carry: tuple, drawn: tuple) -> tuple[tuple, tuple]:
@@ -355,4 +353,4 @@ def _run(
     state = (jnp.asarray(True), strongly_typed(optimizer.init(begun.params)))
     drawn = begun.order, jax.random.wrap_key_data(begun.keys, impl=plan.kind)
     _, (steps, epochs) = jax.lax.scan(epoch, (begun.params, state), drawn)
-    return {**jax.tree.map(lambda told: told.reshape(-1), steps), **epochs}
+    return {**jax.tree.map(lambda x: x.reshape(-1), steps), **epochs}

@@ -20,7 +20,7 @@ class History(NamedTuple):
             and where the targets are not labels.
         seconds: of each epoch's steps, compilation and evaluation left out, ``(epochs,)``.
         params: at the end.
-        info: whatever else the method told at each step, name -> ``(steps,)``.
+        info: what else the method's ``Info`` had at each step, name -> ``(steps,)``.
         state: the optimizer's at the end, from which ``train(..., resume=history)`` goes on.
     """
 

@@ -14,9 +14,9 @@ def needed(program: Any) -> int:
 
 
 def free_memory(device: Any) -> float:
-    """Bytes that are free on a device, infinity where it does not tell."""
-    told = device.memory_stats() or {}
-    return told.get("bytes_limit", np.inf) - told.get("bytes_in_use", 0)
+    """Bytes that are free on a device, infinity where it does not say."""
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", np.inf) - stats.get("bytes_in_use", 0)
 
 
 def free_on_host() -> int:

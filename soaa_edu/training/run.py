@@ -1,4 +1,4 @@
-"""``train``: whole epochs compiled, data on the device, everything a method tells kept."""
+"""``train``: whole epochs compiled, data on the device, each step's ``Info`` kept."""
 
 import time
 from collections.abc import Callable
@@ -93,11 +93,11 @@ def train(
     note(one_epoch, arguments)
     nothing = np.full(epochs, np.nan)
     test_loss, test_accuracy, seconds = nothing.copy(), nothing.copy(), nothing.copy()
-    told: list[dict[str, np.ndarray]] = []
+    infos: list[dict[str, np.ndarray]] = []
     if resume is not None:
         test_loss[:done], test_accuracy[:done] = resume.test_loss, resume.test_accuracy
         seconds[:done] = resume.seconds
-        told.append({"loss": resume.loss, **resume.info})
+        infos.append({"loss": resume.loss, **resume.info})
     bar = tqdm(
         range(done, epochs),
         desc="training",
@@ -111,15 +111,15 @@ def train(
         began = time.perf_counter()
         params, state, info = jax.block_until_ready(one_epoch(params, state, train_set, *order))
         seconds[epoch] = time.perf_counter() - began
-        told.append(jax.tree.map(np.asarray, info))
+        infos.append(jax.tree.map(np.asarray, info))
         if evaluated is not None:
             test_loss[epoch], test_accuracy[epoch] = evaluated(params)
-        bar.set_postfix(loss=f"{told[-1]['loss'].mean():.4g}")
-        if rehearsing() is not None or not np.isfinite(told[-1]["loss"][-1]):
+        bar.set_postfix(loss=f"{infos[-1]['loss'].mean():.4g}")
+        if rehearsing() is not None or not np.isfinite(infos[-1]["loss"][-1]):
             bar.close()
             break
     steps = epochs * (count_rows(train_set[0]) // batch_size)
-    info = {name: _filled([part[name] for part in told], steps) for name in told[0]}
+    info = {name: _filled([part[name] for part in infos], steps) for name in infos[0]}
     loss = info.pop("loss")
     return History(loss, test_loss, test_accuracy, seconds, params, info, state)
 

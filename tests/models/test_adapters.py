@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import soaa_edu
-from soaa_edu.kronecker import factors, run_forward
-from soaa_edu.models import from_equinox, from_linen, from_nnx, mlp
+from soaa_edu.kronecker import check_model, factors, run_forward
+from soaa_edu.models import from_equinox, from_function, from_linen, from_nnx, mlp
 
 KEY = jax.random.key(0)
 MLP_NAMES = {
@@ -404,8 +404,10 @@ def test_layers_of_linen_are_named_by_their_paths_and_take_options():
     np.testing.assert_array_equal(
         layer_inputs["block/Dense_0"], params["Embed_0"]["embedding"][tokens]
     )
+    drawing = linen(build, tokens, train=True)
+    assert drawing.dense_layers == model.dense_layers
     with pytest.raises(ValueError, match="deterministic=True"):
-        linen(build, tokens, train=True)
+        drawing(params, tokens)
 
 
 def attentive(nn, keys):
@@ -633,40 +635,32 @@ def test_state_is_refused_by_its_kind():
         )
 
 
-def test_dropout_in_nnx_is_refused_until_evaluation(rng):
-    library = pytest.importorskip("flax.nnx")
+def test_statistics_that_stay_as_they_are_go_into_a_plain_function(rng):
+    nn = pytest.importorskip("flax.linen")
 
-    class Net(library.Module):
-        def __init__(self, rngs):
-            self.head = library.Linear(6, 3, rngs=rngs)
-            self.dropout = library.Dropout(0.5, rngs=rngs)
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(3)(nn.BatchNorm(use_running_average=not train)(nn.Dense(5)(x)))
 
-        def __call__(self, x):
-            return self.dropout(self.head(x))
+    def init(key):
+        return Net().init(key, jnp.ones((1, 6)), train=False)["params"]
 
-    def evaluated(key):
-        net = Net(library.Rngs(key))
-        net.eval()
-        return net
+    statistics = {"BatchNorm_0": {"mean": jnp.full(5, 0.3), "var": jnp.full(5, 2.0)}}
 
-    with pytest.raises(ValueError, match=r"have make call module\.eval\(\)"):
-        first_call(from_nnx(lambda key: Net(library.Rngs(key))), (2, 6))
-    model = from_nnx(evaluated)
-    params = model.init(KEY)
-    inputs, _ = batch_of(rng, jnp.float32)
-    assert_close(model(params, inputs), inputs @ params["head"]["weight"], jnp.float32)
+    def apply(params, inputs):
+        variables = {"params": params, "batch_stats": statistics}
+        return Net().apply(variables, inputs, train=False)
 
-
-def test_dropout_in_equinox_is_refused_until_inference(rng):
-    eqx = pytest.importorskip("equinox")
-
-    def make(key):
-        return eqx.nn.Sequential([eqx.nn.Linear(6, 3, key=key), eqx.nn.Dropout(0.5)])
-
-    with pytest.raises(ValueError, match=r"equinox\.nn\.inference_mode"):
-        from_equinox(make)
-    model = from_equinox(lambda key: eqx.nn.inference_mode(make(key)))
-    params = model.init(KEY)
-    layer = params["layers.0"]
-    inputs, _ = batch_of(rng, jnp.float32)
-    assert_close(model(params, inputs), inputs @ layer["weight"] + layer["bias"], jnp.float32)
+    table = {name: (f"{name}/kernel", f"{name}/bias") for name in ("Dense_0", "Dense_1")}
+    objective = soaa_edu.Objective(
+        from_function(apply, init, table), soaa_edu.softmax_cross_entropy
+    )
+    params, batch = objective.model.init(KEY), batch_of(rng, jnp.float32)
+    check_model(objective, params, batch)
+    optimizer = soaa_edu.kfac(objective, learning_rate=0.1, damping=0.1)
+    step, state = jax.jit(optimizer.step), optimizer.init(params)
+    before = float(objective(params, batch))
+    for _ in range(9):
+        params, state, _ = step(params, state, batch, KEY)
+    assert float(objective(params, batch)) < 0.9 * before

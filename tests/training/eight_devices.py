@@ -57,6 +57,7 @@ def test_a_mesh_trains_as_one_device_does(data, together):
     of_model = {
         "sampled": kfac(OBJECTIVE, learning_rate=0.1, damping=0.1, invert_every=2),
         "empirical": kfac(OBJECTIVE, learning_rate=0.1, damping=0.1, fisher="empirical"),
+        "micro_batches": kfac(OBJECTIVE, learning_rate=0.1, damping=0.1, micro_batches=2),
         "hessian_free": hessian_free(OBJECTIVE, damping=0.1, max_iterations=3),
     }
     of_matrix = {name: first_order(linear_fit, method) for name, method in first.items()}
