@@ -83,7 +83,7 @@ def over_runs(results: dict, key: str, **labels: Any) -> np.ndarray:
     return np.array([run[key] for run in runs(results, **labels) if key in run], float)
 
 
-def told(results: dict, key: str, **labels: Any) -> np.ndarray:
+def info(results: dict, key: str, **labels: Any) -> np.ndarray:
     """What the optimizer told along runs, means over stretches of steps, ``(seeds, points)``."""
     return np.array([run["info"][key] for run in runs(results, **labels) if "info" in run], float)
 

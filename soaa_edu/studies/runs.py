@@ -119,7 +119,7 @@ def record(history: History, last: int, curves: bool = True) -> dict[str, Any]:
     return {
         **ends,
         "loss": plotting.binned(history.loss, points),
-        "info": {name: plotting.binned(told, points) for name, told in history.info.items()},
+        "info": {name: plotting.binned(values, points) for name, values in history.info.items()},
     }
 
 

@@ -49,7 +49,7 @@ def search(grid: Grid, scores: Callable[[Grid], Any]) -> dict[str, Any]:
     else:
         try_all(axes)
     for _ in range(MOST_WIDENINGS):
-        beyond = next(_beyond(axes, best()), None)
+        beyond = next(_next_values(axes, best()), None)
         if beyond is None:
             break
         name, value = beyond
@@ -63,7 +63,7 @@ def search(grid: Grid, scores: Callable[[Grid], Any]) -> dict[str, Any]:
     }
 
 
-def _beyond(axes: Mapping[str, list[float]], best: Mapping[str, float]) -> Iterator[tuple]:
+def _next_values(axes: Mapping[str, list[float]], best: Mapping[str, float]) -> Iterator[tuple]:
     """The next value of each axis at whose edge the best point is."""
     for name, values in axes.items():
         if len(values) > 1 and best[name] == values[0]:
@@ -101,7 +101,7 @@ def tuned(
 
     found = search(grid, scores)
     swept = runs({name: [value] for name, value in found["best"].items()}, range(seeds))
-    flat = {name: told.reshape(seeds, -1) for name, told in swept.items()}
+    flat = {name: of_seed.reshape(seeds, -1) for name, of_seed in swept.items()}
     return {
         "search": found,
         "runs": [
@@ -140,6 +140,6 @@ def middle(grid: Grid) -> dict[str, float]:
 
 def _history(swept: dict[str, np.ndarray], seed: int) -> History:
     """The run of a seed in a sweep, which keeps no seconds and no parameters."""
-    told = {name: values[seed] for name, values in swept.items()}
-    of_all = {name: told.pop(name) for name in ("loss", "test_loss", "test_accuracy")}
-    return History(**of_all, seconds=np.array([]), params=(), info=told)
+    of_seed = {name: values[seed] for name, values in swept.items()}
+    of_all = {name: of_seed.pop(name) for name in ("loss", "test_loss", "test_accuracy")}
+    return History(**of_all, seconds=np.array([]), params=(), info=of_seed)

@@ -235,8 +235,8 @@ def _reading_text(reading: Answered, unit: str, with_answer: bool) -> str:
     number = f"{middle:{sign}.3g} {unit}".rstrip()
     if low < high:
         number += f" [{low:.3g}, {high:.3g}]"
-    told = f"{reading.answer}, {number}" if with_answer else number
-    return f"{reading.where}: {told}" if reading.where else told
+    text = f"{reading.answer}, {number}" if with_answer else number
+    return f"{reading.where}: {text}" if reading.where else text
 
 
 def _closes(judged: Sequence[Judged], confidence: float) -> str:

@@ -115,7 +115,7 @@ def test_curves_are_those_of_the_first_seeds_and_numbers_of_all(made_up, runs):
     results = made_up("s", {"method=sgd": cell})
     assert stored.over_runs(results, "loss", method="sgd").shape == (2, 4)
     assert stored.over_runs(results, "final_loss", method="sgd").shape == (3,)
-    np.testing.assert_array_equal(stored.told(results, "damping", method="sgd"), [[1, 2]] * 2)
+    np.testing.assert_array_equal(stored.info(results, "damping", method="sgd"), [[1, 2]] * 2)
 
 
 def test_a_diverged_run_counts_as_ten_and_as_knowing_nothing(made_up, runs):

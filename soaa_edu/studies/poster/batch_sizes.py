@@ -241,10 +241,10 @@ def verdicts(results: dict) -> list[Verdict]:
             growth,
         ),
     ]
-    return [judge("P1", clauses, findings=_told(results))]
+    return [judge("P1", clauses, findings=_findings(results))]
 
 
-def _told(results: dict) -> list[str]:
+def _findings(results: dict) -> list[str]:
     """Accuracies at the largest batch, and the losses there beside first order's."""
     found = []
     for network in networks_of(results):

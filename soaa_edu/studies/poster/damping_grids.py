@@ -42,7 +42,7 @@ from soaa_edu.optimizers import Optimizer
 from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import METHODS, label
-from soaa_edu.studies.poster.field import renewed_every
+from soaa_edu.studies.poster.field import refresh_every
 from soaa_edu.studies.race import Task
 from soaa_edu.studies.results import capped
 from soaa_edu.studies.searches import grid_around
@@ -137,7 +137,7 @@ def build(method: str, task: Task, **point: Any) -> Optimizer:
     """A method at a point of its grid."""
     if method == "gauss_newton":
         return methods.build(method, task.objective, task.steps, max_iterations=10, **point)
-    invert_every = 1 if method == FRESH else renewed_every(task.steps_an_epoch)
+    invert_every = 1 if method == FRESH else refresh_every(task.steps_an_epoch)
     return methods.build("kfac", task.objective, task.steps, invert_every=invert_every, **point)
 
 
@@ -145,7 +145,7 @@ def _grid(method: str, task: Task, axes: dict[str, list[float]], seeds: int) -> 
     """Final losses and accuracies, ``(rates, dampings, seeds)``."""
     model: Any = task.objective.model
     last = task.last or task.steps_an_epoch
-    told = sweep(
+    swept = sweep(
         partial(build, method, task),
         axes,
         model.init,
@@ -155,8 +155,8 @@ def _grid(method: str, task: Task, axes: dict[str, list[float]], seeds: int) -> 
         keys=jnp.stack([jax.random.key(seed) for seed in range(seeds)]),
     )
     return {
-        "loss": capped(told["loss"][..., -last:].mean(axis=-1)),
-        "accuracy": np.nan_to_num(told["test_accuracy"][..., -1]),
+        "loss": capped(swept["loss"][..., -last:].mean(axis=-1)),
+        "accuracy": np.nan_to_num(swept["test_accuracy"][..., -1]),
     }
 
 
@@ -310,10 +310,10 @@ def verdicts(results: dict) -> list[Verdict]:
             readings(rate_exponent),
         ),
     ]
-    return [judge("P6", clauses, findings=_told(results))]
+    return [judge("P6", clauses, findings=_findings(results))]
 
 
-def _told(results: dict) -> list[str]:
+def _findings(results: dict) -> list[str]:
     """The exponent where the learning rate is fixed, and which best values are at an edge."""
     found = []
     for method in methods_of(results):

@@ -186,10 +186,10 @@ def verdicts(results: dict) -> list[Verdict]:
             fall,
         ),
     ]
-    return [judge("P3", clauses, findings=_told(results))]
+    return [judge("P3", clauses, findings=_findings(results))]
 
 
-def _told(results: dict) -> list[str]:
+def _findings(results: dict) -> list[str]:
     """Losses on every reading, and whether fresh text or more steps take the gain away."""
     readings = readings_of(results)
     found = []

@@ -279,7 +279,7 @@ def with_each(
     named = zip(Schedule._fields, ([*dict.fromkeys(values)] for values in of_each), strict=True)
     build = builder(form, settings)
     start: Any = build(rate, *FIRST_ALONE).objective
-    told = sweep(
+    swept = sweep(
         build,
         {"learning_rate": [rate], **dict(named)},
         start.model.init,
@@ -289,12 +289,12 @@ def with_each(
         keys=jnp.stack([jax.random.key(seed) for seed in range(settings.seeds)]),
     )
     shape = (len(schedules), settings.seeds, -1)
-    losses = told["loss"].reshape(shape)
+    losses = swept["loss"].reshape(shape)
     return {
         "refreshes": [s.refreshes(settings.frequent, settings.steps) for s in schedules],
         "loss": plotting.binned(losses, min(settings.steps, MOST_POINTS)),
         "final_loss": losses[..., -(settings.steps // settings.epochs) :].mean(axis=-1),
-        "test_accuracy": told["test_accuracy"].reshape(shape),
+        "test_accuracy": swept["test_accuracy"].reshape(shape),
     }
 
 

@@ -21,7 +21,7 @@ from soaa_edu.studies.searches import grid_around
 
 FIELD = ("sgd", "adam", "kfac", "shampoo", "psgd", "soaa")
 FIRST_ORDER = ("sgd", "adam")
-RENEWALS = 16
+REFRESHES = 16
 OLDEST = 10
 MIDDLES = {"sgd": 0.05, "adam": 4e-3, "shampoo": 4e-3, "psgd": 4e-3, "soaa": 4e-3}
 RATIO = 2.0
@@ -42,7 +42,7 @@ def build(method: str, task: Task, *, warm_up: float = 0.0, **point: Any) -> Opt
     ``warm_up`` is the part of the steps in which the learning rate rises, before it falls; at zero
     it is constant.
     """
-    renewed = renewed_every(task.steps_an_epoch)
+    renewed = refresh_every(task.steps_an_epoch)
     settings: dict[str, dict[str, Any]] = {
         "sgd": {"momentum": 0.9},
         "kfac": {"momentum": 0.9, "invert_every": renewed},
@@ -55,9 +55,9 @@ def build(method: str, task: Task, *, warm_up: float = 0.0, **point: Any) -> Opt
     return methods.build(method, task.objective, task.steps, **point, **settings.get(method, {}))
 
 
-def renewed_every(steps_an_epoch: int) -> int:
+def refresh_every(steps_an_epoch: int) -> int:
     """Steps from one renewal of a preconditioner to the next."""
-    return min(max(steps_an_epoch // RENEWALS, 1), OLDEST)
+    return min(max(steps_an_epoch // REFRESHES, 1), OLDEST)
 
 
 def rising_and_falling(rate: Any, steps: int, rising: int) -> Callable[[Any], Any]:

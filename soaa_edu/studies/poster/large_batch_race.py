@@ -35,11 +35,11 @@ from soaa_edu.studies.verdicts import Verdict, one_answer
 TITLE = "K-FAC, Shampoo, SOAP and PSGD against Adam at batch 4,096"
 CLAIMS = ()
 FIELD = ("adam", "kfac", "shampoo", "soap", "psgd")
-RENEW_EVERY = 5
+REFRESH_EVERY = 5
 SETTINGS: dict[str, dict[str, Any]] = {
-    "kfac": {"learning_rate": 0.1, "invert_every": RENEW_EVERY, "kl_clip": 1e-2},
-    "shampoo": {"refresh_every": RENEW_EVERY},
-    "soap": {"refresh_every": RENEW_EVERY},
+    "kfac": {"learning_rate": 0.1, "invert_every": REFRESH_EVERY, "kl_clip": 1e-2},
+    "shampoo": {"refresh_every": REFRESH_EVERY},
+    "soap": {"refresh_every": REFRESH_EVERY},
 }
 """What is not tuned, and not the library's default."""
 NETWORKS = {"mlp": "MLP 784-256-256-10, tanh", "cnn": "CNN", "vit": "ViT"}

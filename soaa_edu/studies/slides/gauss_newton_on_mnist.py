@@ -145,7 +145,7 @@ def cells(settings: Settings) -> dict[str, Callable[[], Any] | Cell]:
 def _paired(optimizer: Optimizer, data: Dataset, settings: Settings) -> dict[str, Any]:
     """Ends alone, of many seeds: mean loss of the last epoch, and test accuracy."""
     keys = jnp.stack([jax.random.key(seed) for seed in range(settings.paired_seeds)])
-    told = sweep(
+    swept = sweep(
         lambda: optimizer,
         {},
         optimizer.objective.model.init,
@@ -156,8 +156,8 @@ def _paired(optimizer: Optimizer, data: Dataset, settings: Settings) -> dict[str
     )
     last = len(data.train[0]) // BATCH_SIZE
     return {
-        "final_loss": told["loss"][..., -last:].mean(axis=-1).ravel(),
-        "test_accuracy": told["test_accuracy"][..., -1].ravel(),
+        "final_loss": swept["loss"][..., -last:].mean(axis=-1).ravel(),
+        "test_accuracy": swept["test_accuracy"][..., -1].ravel(),
     }
 
 
@@ -229,8 +229,8 @@ def figure(results: dict) -> Figure:
 def verdicts(results: dict) -> list[Verdict]:
     """S6 and S8."""
     return [
-        judge("S6", _fast_and_good(results), findings=_fast_and_good_told(results)),
-        judge("S8", _best_of_all(results), findings=_best_of_all_told(results)),
+        judge("S6", _fast_and_good(results), findings=_fast_and_good_findings(results)),
+        judge("S8", _best_of_all(results), findings=_best_of_all_findings(results)),
     ]
 
 
@@ -257,7 +257,7 @@ def _fast_and_good(results: dict) -> list[Clause]:
     ]
 
 
-def _fast_and_good_told(results: dict) -> list[str]:
+def _fast_and_good_findings(results: dict) -> list[str]:
     sgd, free, damped = (
         final_loss(results, method=m) for m in ("sgd_at_0.1", "hessian_free", "newton")
     )
@@ -296,7 +296,7 @@ def _best_of_all(results: dict) -> list[Clause]:
     ]
 
 
-def _best_of_all_told(results: dict) -> list[str]:
+def _best_of_all_findings(results: dict) -> list[str]:
     """SGD at 0.5/4, and the three methods tuned at both batch sizes."""
     matched, mine = (
         paired(results, m, "final_loss") for m in ("sgd_at_0.5/4", "gauss_newton_at_4")

@@ -203,11 +203,11 @@ def verdicts(results: dict) -> list[Verdict]:
     def slow(says: str) -> list[Clause]:
         return [Clause(says, dense, "above", SLOW, "times", [_slower(results)])]
 
-    undamped, damped = (_seconds_told(results, m) for m in ("newton_undamped", "newton"))
+    undamped, damped = (_seconds_findings(results, m) for m in ("newton_undamped", "newton"))
     return [
-        judge("S2", _does_not_converge(results), findings=_cutoffs_told(results)),
+        judge("S2", _does_not_converge(results), findings=_cutoffs_findings(results)),
         judge("S3", slow("Newton is slow"), findings=undamped),
-        judge("S4", _converges_behind_sgd(results), findings=_losses_told(results)),
+        judge("S4", _converges_behind_sgd(results), findings=_losses_findings(results)),
         judge("S5", slow("still slow"), findings=damped),
     ]
 
@@ -235,7 +235,7 @@ def _does_not_converge(results: dict) -> list[Clause]:
     ]
 
 
-def _cutoffs_told(results: dict) -> list[str]:
+def _cutoffs_findings(results: dict) -> list[str]:
     return [
         f"cut-off {cutoff:g}: training loss "
         f"{mean_and_spread(final_loss(results, **at_cutoff(cutoff)))}"
@@ -248,7 +248,7 @@ def _slower(results: dict) -> Reading:
     return known(np.log(dense_seconds_a_step(results).min() / sgd))
 
 
-def _seconds_told(results: dict, method: str) -> list[str]:
+def _seconds_findings(results: dict, method: str) -> list[str]:
     """What the same step takes by dense algebra and by the exact short way."""
     sgd, exact = (stored.cost(results, "seconds_a_step", m).mean() for m in ("sgd_at_0.1", method))
     dense_steps = dense_seconds_a_step(results).mean()
@@ -280,14 +280,14 @@ def _converges_behind_sgd(results: dict) -> list[Clause]:
     ]
 
 
-def _losses_told(results: dict) -> list[str]:
+def _losses_findings(results: dict) -> list[str]:
     methods = ("newton", "sgd_at_0.5/32", "sgd_at_0.1")
     damped, slow, _ = (final_loss(results, method=m) for m in methods)
     low, high = interval(damped - slow)
-    told = [
+    found = [
         f"{label(m)}: training loss {mean_and_spread(final_loss(results, method=m))}, "
         f"test accuracy {mean_and_spread(final_accuracy(results, method=m))}"
         for m in methods
     ]
     curvature = f"what the curvature adds: loss less that of SGD at 0.5/32, [{low:.4f}, {high:.4f}]"
-    return [*told, curvature]
+    return [*found, curvature]

@@ -298,7 +298,7 @@ def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
     x = stored.middles(smooth.shape[1], steps)
     plotting.band(axes, x, smooth, label="dt, means", color=plotting.BLACK)
     for name, text in (("trust_scale_low", "its bounds"), ("trust_scale_high", None)):
-        bound = stored.told(results, name, method="soaa", network=network)[0]
+        bound = stored.info(results, name, method="soaa", network=network)[0]
         x = stored.middles(len(bound), steps)
         axes.plot(x, bound, color=plotting.BLUE, linestyle="--", label=text)
     axes.set(xlabel="step", ylabel="dt", title=NETWORKS[network])
@@ -308,7 +308,7 @@ def draw_share(axes: Axes, results: dict, network: str) -> None:
     """Share of coordinates in which the Fisher decides, in both forms."""
     for method in ("soaa", "soaa_sherman_morrison"):
         at = {"method": method, "network": network}
-        decided = stored.told(results, "curvature_share", **at)
+        decided = stored.info(results, "curvature_share", **at)
         x = stored.middles(decided.shape[1], stored.steps(results, **at))
         plotting.band(axes, x, decided, **METHODS[method])
     axes.set(xlabel="step", ylabel="share of coordinates with dt F > √ŝ", ylim=(-0.02, 1.02))
@@ -352,4 +352,4 @@ def log_roughness(results: dict, network: str) -> np.ndarray:
 
 def share(results: dict, network: str, method: str) -> np.ndarray:
     """Share of coordinates, over the whole run, in which the Fisher decides, by seed."""
-    return stored.told(results, "curvature_share", method=method, network=network).mean(axis=1)
+    return stored.info(results, "curvature_share", method=method, network=network).mean(axis=1)
