@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -286,3 +287,20 @@ def test_the_command_answers_a_mistake_in_one_line_with_status_2(
     assert err.startswith("soaa-edu: ")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_the_file_of_the_page_is_a_study(tmp_path, close_figures):
+    shown = Path(__file__).parents[2] / "book" / "my_study.py"
+    path = tmp_path / shown.name
+    path.write_text(shown.read_text())
+    module = studies.get(path)
+    few = {"rows": 256, "batch_sizes": (64,), "epochs": 1, "tries": 1, "seeds": 3}
+    module.SCALES["quick"] = module.Settings(**few)
+    study = studies.reproduce(path, "quick")
+    assert list(study.cells) == [
+        *(f"method={m} batch=64" for m in module.FIELD),
+        "cost=step batch=64",
+    ]
+    (verdict,) = studies.verdicts(study.results, path)
+    assert verdict.clauses[0].clause.says == "K-FAC pays"
+    assert (tmp_path / "figures" / "my_study.quick.png").exists()

@@ -12,7 +12,6 @@ over is one more. By arithmetic, not measured: 8 programs of 80 seconds with the
 13 minutes of an H100.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from matplotlib.figure import Figure
 from soaa_edu import plotting
 from soaa_edu.engine import Cell
 from soaa_edu.optimizers import Optimizer, first_order
-from soaa_edu.studies import methods, panels
+from soaa_edu.studies import methods
 from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import METHODS, label
 from soaa_edu.studies.networks import NETWORKS, SHORT, SIZES, Size, task
@@ -314,15 +313,19 @@ def draw_share(axes: Axes, results: dict, network: str) -> None:
     axes.set(xlabel="step", ylabel="share of coordinates with dt F > √ŝ", ylim=(-0.02, 1.02))
 
 
-def draw_losses(
-    axes: Axes,
-    results: dict,
-    network: str,
-    field: Sequence[str] = ("adam", "soaa_still", "adam_with_dt", "soaa"),
-) -> None:
-    """Training loss against steps."""
-    panels.curves(axes, results, field, points=2 * CHECKPOINTS, network=network)
-    axes.set(yscale="log")
+def draw_losses(axes: Axes, results: dict, network: str) -> None:
+    """Training loss over that with dt = 1, which is Adam's, at the same step and seed."""
+
+    def losses(method: str) -> np.ndarray:
+        loss = stored.over_runs(results, "loss", method=method, network=network)
+        return plotting.binned(loss, 2 * CHECKPOINTS)
+
+    steps = stored.steps(results, method="soaa", network=network)
+    x = stored.middles(2 * CHECKPOINTS, steps)
+    for method in ("soaa", "adam_with_dt", "adam_with_others_dt"):
+        plotting.band(axes, x, losses(method) / losses("soaa_still"), **METHODS[method])
+    axes.axhline(1, **METHODS["soaa_still"])
+    axes.set(xlabel="step", ylabel="training loss over that with dt = 1")
 
 
 def figure(results: dict) -> Figure:
