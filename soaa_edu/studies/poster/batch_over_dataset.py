@@ -56,8 +56,8 @@ class Settings(NamedTuple):
     epochs: int = 3
     methods: tuple[str, ...] = (*FIRST_ORDER, "kfac", "shampoo")
     tries: int = 9
-    seeds: int = 5
-    minutes: float = 27.0
+    seeds: int = 20
+    minutes: float = 56.0
 
 
 SCALES = {
@@ -78,6 +78,7 @@ SCALES = {
         hidden=256,
         epochs=20,
         methods=("adam", "kfac", "shampoo"),
+        seeds=5,
         minutes=14.0,
     ),
 }

@@ -85,8 +85,8 @@ class Settings(NamedTuple):
     images: int | None = 4096
     hidden: int = 32
     epochs: int = 3
-    seeds: int = 3
-    minutes: float = 27.0
+    seeds: int = 7
+    minutes: float = 63.0
 
 
 SCALES = {
@@ -97,6 +97,7 @@ SCALES = {
         images=512,
         hidden=8,
         epochs=1,
+        seeds=3,
         minutes=0.25,
     ),
     "laptop": Settings(),
@@ -110,6 +111,7 @@ SCALES = {
         images=None,
         hidden=256,
         epochs=5,
+        seeds=3,
         minutes=8.0,
     ),
 }
