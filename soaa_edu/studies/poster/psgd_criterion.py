@@ -6,6 +6,9 @@ size a fresh P is fitted to pairs (δθ, δĝ), δθ drawn anew and H that of a 
 taken on one fixed set of pairs whose H is that of many examples, relative to the best P for those
 pairs. Only what P has learnt differs: the network, the pairs and the examples are the same.
 
+That PSGD does not suit large batches, since they leave it few iterations, is asked of a race beside
+Shampoo, which computes its matrices from the first step on: an MLP at a batch of 16,384, 20 steps.
+
 At the gpu scale a fit takes 8,192 iterations, at six batch sizes and on five seeds. By arithmetic,
 not measured: 8 programs and 250,000 iterations of half a millisecond; 5 minutes of an H100.
 """
@@ -25,11 +28,14 @@ from matplotlib.figure import Figure
 from soaa_edu import plotting
 from soaa_edu.curvature import hessian_matvec
 from soaa_edu.data import Dataset, mnist
+from soaa_edu.engine import Cell
 from soaa_edu.models import mlp
 from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import first_order
 from soaa_edu.optimizers.psgd import criterion, fit, identity_factors, normal_like
 from soaa_edu.studies import results as stored
+from soaa_edu.studies.poster.field import build, grid
+from soaa_edu.studies.race import Task, races
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 from soaa_edu.training import train
 
@@ -41,6 +47,8 @@ STEP_SIZE = 0.1
 SMALL, LARGE = 64, 4096
 LEVEL = 1.25
 SWEEPS = 30
+RACERS = ("psgd", "shampoo")
+LOSS_MARGIN = 1.0
 
 
 class Settings(NamedTuple):
@@ -52,7 +60,12 @@ class Settings(NamedTuple):
     probes: int = 64
     probe_examples: int = 16_384
     seeds: int = 3
-    minutes: float = 5.0
+    raced_images: int = 32_768
+    raced_batch: int = 16_384
+    raced_epochs: int = 10
+    tries: int = 9
+    raced_seeds: int = 20
+    minutes: float = 10.0
 
 
 SCALES = {
@@ -63,7 +76,11 @@ SCALES = {
         probes=16,
         probe_examples=2048,
         seeds=2,
-        minutes=0.5,
+        raced_images=2048,
+        raced_batch=1024,
+        tries=1,
+        raced_seeds=3,
+        minutes=0.7,
     ),
     "laptop": Settings(),
     "gpu": Settings(
@@ -72,6 +89,8 @@ SCALES = {
         probes=256,
         probe_examples=60_000,
         seeds=5,
+        raced_images=60_000,
+        minutes=6.0,
     ),
 }
 
@@ -100,10 +119,21 @@ def as_stacks(tree: Any) -> list[jax.Array]:
     return [leaf[None] if leaf.ndim == 2 else leaf for leaf in jax.tree.leaves(tree)]
 
 
-def cells(settings: Settings) -> dict[str, Callable[[], Any]]:
-    """One cell for each seed."""
+def cells(settings: Settings) -> dict[str, Callable[[], Any] | Cell]:
+    """One cell for each fit's seed, and one for each method of the race."""
+    objective = Objective(mlp([784, 64, 64, 10], jnp.tanh), softmax_cross_entropy)
+    task = Task(
+        {"batch": settings.raced_batch},
+        objective,
+        partial(mnist, settings.raced_images),
+        settings.raced_images,
+        settings.raced_epochs,
+        settings.raced_batch,
+    )
+    points = partial(grid, tries=settings.tries)
     return {
-        stored.name(seed=seed): partial(_fits, seed, settings) for seed in range(settings.seeds)
+        **{stored.name(fit=seed): partial(_fits, seed, settings) for seed in range(settings.seeds)},
+        **races([task], RACERS, build, points, seeds=settings.raced_seeds),
     }
 
 
@@ -220,8 +250,13 @@ def _power(matrix: np.ndarray, exponent: float) -> np.ndarray:
 
 def excess(results: dict, batch_size: int) -> np.ndarray:
     """c(P) over that of the best P, less one, ``(seeds, checkpoints)``."""
-    cells = results["cells"].values()
-    return np.array([cell["ratios"][str(batch_size)] for cell in cells], float) - 1
+    fits = (stored.one(results, fit=seed) for seed in stored.values_of(results, "fit"))
+    return np.array([fit["ratios"][str(batch_size)] for fit in fits], float) - 1
+
+
+def behind_shampoo(results: dict) -> np.ndarray:
+    """Log of PSGD's final loss over Shampoo's at the batch of the race, one for each seed."""
+    return stored.beside(results, *RACERS, batch=results["settings"]["raced_batch"])
 
 
 def at_equal_iterations(results: dict) -> np.ndarray:
@@ -266,7 +301,15 @@ def verdicts(results: dict) -> list[Verdict]:
             LEVEL,
             "times",
             [measured(np.log(at_equal_iterations(results)))],
-        )
+        ),
+        Clause(
+            "therefore PSGD is not suitable for large batch training",
+            f"its loss beside Shampoo's at batch {results['settings']['raced_batch']:,}:",
+            "above",
+            LOSS_MARGIN,
+            "%",
+            [measured(behind_shampoo(results))],
+        ),
     ]
     last = {b: excess(results, b)[:, -1] for b in results["settings"]["batch_sizes"]}
     findings = [

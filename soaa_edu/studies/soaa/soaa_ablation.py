@@ -72,19 +72,22 @@ class Settings(NamedTuple):
     size: dict[str, Any] = SIZES["laptop"]._replace(characters=204_800)._asdict()
     tuning_values: int = 9
     seeds: int = 5
-    refined: tuple[str, ...] = ()
-    refined_seeds: int = 0
-    minutes: float = 20.0
+    refined: tuple[str, ...] = ("mlp",)
+    refined_seeds: int = 50
+    minutes: float = 40.0
 
 
 SCALES = {
-    "quick": Settings(size=SIZES["quick"]._asdict(), tuning_values=1, seeds=3, minutes=2.0),
+    "quick": Settings(
+        size=SIZES["quick"]._asdict(), tuning_values=1, seeds=3, refined=(), minutes=2.0
+    ),
     "laptop": Settings(),
     "gpu": Settings(
         networks=("decoder",),
         size=SIZES["gpu"]._replace(characters=5_000_000)._asdict(),
         tuning_values=5,
         seeds=3,
+        refined=(),
         minutes=13.0,
     ),
 }
