@@ -58,7 +58,7 @@ def sentences(folder: Path | None = None) -> list[str]:
         soaa_ablation.share(ablation, network, "soaa").max()
         for network in soaa_ablation.networks_of(ablation)
     )
-    (criterion,) = claims.card("P2", folder).verdict.clauses  # type: ignore[union-attr]
+    criterion, _ = claims.card("P2", folder).verdict.clauses  # type: ignore[union-attr]
     times = in_unit(criterion.readings[0].interval[1], "times")
     return [
         f"Newton's damped run, for which the slides need {hours:.1f} hours, takes "
