@@ -101,5 +101,5 @@ def verdicts(results):
     sizes = results["settings"]["batch_sizes"]
     ratios = {size: stored.beside(results, "kfac", "adam", batch=size) for size in sizes}
     readings = [measured(ratio, f"batch {size:,}") for size, ratio in ratios.items()]
-    claim = Clause("K-FAC pays", "its loss beside Adam's:", "below", 10.0, "%", readings)
+    claim = Clause("K-FAC pays", "its loss beside Adam's:", "below 10 %", readings)
     return [judge("mine", [claim])]

@@ -47,7 +47,7 @@ def test_a_claim_that_nobody_computed_names_the_command(tmp_path):
 
 
 def test_an_open_claim_says_what_would_close_it(folder, monkeypatch):
-    clause = Clause("it is so", "it is", "above", 1.0, "", [measured([0.0, 1, 2, 3, 4])])
+    clause = Clause("it is so", "it is", "above 1", [measured([0.0, 1, 2, 3, 4])])
     monkeypatch.setattr(studies, "verdicts", lambda results: [judge("S9", [clause])])
     first = claims.report("S9", folder=folder).splitlines()[0]
     assert re.search(r"^S9  open \(1 open; .*5 seeds; about \d+ seeds would close it\)$", first)

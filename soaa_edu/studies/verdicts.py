@@ -5,6 +5,7 @@ a practitioner would act on, never zero. The first clause is the primary one, wi
 stands or falls. Where a clause is read on several networks, all of its readings count.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ YES, NO, NO_DIFFERENCE = "yes", "no", "no difference"
 LEAST_SEEDS = 3
 CONFIDENCE = 0.95
 ON_THE_LIMIT = 0.001
-SIDES = ("above", "below", "at least", "at most", "same")
+SIDES = ("above", "below", "at least", "at most", "within")
 
 Interval = tuple[float, float, float]
 
@@ -61,21 +62,43 @@ class Clause(NamedTuple):
     Attributes:
         says: the sentence, in few words.
         statistic: what is measured: zero, or a ratio of one, means no difference.
-        side: where the sentence wants it. ``"above"`` and ``"below"`` claim a difference,
-            ``"at least"`` and ``"at most"`` that there is none to the other side, ``"same"`` that
-            there is none at all.
-        margin: in the unit; a difference of less is none.
-        unit: ``"%"`` or ``"times"``, of a ratio; ``"points"``, of a share in per cent; or the name
-            of any other, in which the statistic is as it stands.
+        asks: where the sentence wants it, with the margin within which a difference is none:
+            ``"above 1 %"`` and ``"below 1 %"`` claim a difference, ``"at least 1 %"`` and
+            ``"at most 1 %"`` that there is none to the other side, ``"within 1 %"`` that there is
+            none at all. The unit is ``%`` or ``times``, of a ratio; ``points``, of a share in per
+            cent; or any other, in which the statistic is as it stands.
         readings: the statistic, place by place.
     """
 
     says: str
     statistic: str
-    side: str
-    margin: float
-    unit: str
+    asks: str
     readings: Sequence[Reading]
+
+    @property
+    def side(self) -> str:
+        """One of ``SIDES``."""
+        return _asked(self)[1]
+
+    @property
+    def margin(self) -> float:
+        """In the unit."""
+        return float(_asked(self)[2])
+
+    @property
+    def unit(self) -> str:
+        """Of the margin, or an empty string."""
+        return _asked(self)[3]
+
+
+def _asked(clause: Clause) -> re.Match:
+    found = re.fullmatch(rf"({'|'.join(SIDES)}) (\S+) ?(.*)", clause.asks)
+    if found is None or not float(found[2]) > 0:
+        raise ValueError(
+            f"{clause.says!r} asks for {clause.asks!r}: say a side of {', '.join(SIDES)}, a margin "
+            "above zero and its unit, as in 'above 1 %'"
+        )
+    return found
 
 
 class Answered(NamedTuple):
@@ -172,18 +195,13 @@ def judge(claim: str, clauses: Sequence[Clause], *, findings: Sequence[str] = ()
     return Verdict(claim, answer, judged, tuple(findings), seeds, _closes(judged, confidence))
 
 
-def one_answer(values: Any, side: str, margin: float, unit: str) -> str:
+def one_answer(values: Any, asks: str) -> str:
     """What ``values``, one for each seed, say of a single clause: its answer, as in a table."""
-    clause = Clause("", "", side, margin, unit, [measured(values)])
+    clause = Clause("", "", asks, [measured(values)])
     return _judged(clause, CONFIDENCE).answer
 
 
 def _judged(clause: Clause, confidence: float) -> Judged:
-    if clause.side not in SIDES or not clause.margin > 0:
-        raise ValueError(
-            f"{clause.says!r} has the side {clause.side!r} and the margin {clause.margin}: take a "
-            f"margin above zero, and a side of {', '.join(SIDES)}"
-        )
     answered = []
     for reading in clause.readings:
         found = reading.interval_at(confidence)
@@ -200,7 +218,7 @@ def _answer(low: float, high: float, side: str, margin: float) -> str:
     if side in ("below", "at most"):
         low, high = -high, -low
     within = -margin <= low and high <= margin
-    if side == "same":
+    if side == "within":
         return YES if within else NO if low > margin or high < -margin else OPEN
     if side in ("at least", "at most"):
         return YES if low >= -margin else NO if high < -margin else OPEN
@@ -276,7 +294,7 @@ def _enough(spread: float, half: float, confidence: float) -> int:
 
 def _to_the_limit(middle: float, side: str, margin: float) -> float:
     """How far an estimate is from the value that parts a yes from anything else."""
-    if side == "same":
+    if side == "within":
         return abs(abs(middle) - margin)
     limit = {"above": margin, "below": -margin, "at least": -margin, "at most": margin}[side]
     return abs(middle - limit)

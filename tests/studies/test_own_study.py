@@ -59,7 +59,7 @@ from soaa_edu.studies.verdicts import Clause, judge, known
 
 def verdicts(results):
     last = one(results, method="b")["numbers"][-1]
-    return [judge("M1", [Clause("large", "the last:", "above", 1.0, "", [known(last)])])]
+    return [judge("M1", [Clause("large", "the last:", "above 1", [known(last)])])]
 """
 NUMBERS = [0, 1.5, 3.0]
 

@@ -55,7 +55,7 @@ def fake(monkeypatch):
 
     def verdicts(results):
         total = known(sum(results["cells"]["second"]["numbers"]))
-        return [judge("F1", [Clause("large", "the sum:", "above", 0.5, "", [total])])]
+        return [judge("F1", [Clause("large", "the sum:", "above 0.5", [total])])]
 
     study.cells = lambda settings: {
         "first": lambda: compute("first", settings),

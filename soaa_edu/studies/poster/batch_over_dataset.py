@@ -43,7 +43,6 @@ from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, m
 Loss = Callable[..., np.ndarray]
 TITLE = "Batch size against dataset size"
 CLAIMS = ("P4",)
-MARGIN = 1.0
 LAST_IMAGES = 1024
 
 
@@ -162,17 +161,13 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "second order gains more where the ratio of batch to dataset size is large",
             "the gain on first order with each doubling of the ratio:",
-            "above",
-            MARGIN,
-            "%",
+            "above 1 %",
             ratio,
         ),
         Clause(
             "it is their ratio that decides",
             "the gain with both of them doubled:",
-            "same",
-            MARGIN,
-            "%",
+            "within 1 %",
             both,
         ),
     ]

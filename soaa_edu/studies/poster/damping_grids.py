@@ -4,7 +4,9 @@ A network sees its images a fixed number of times at every batch size, once for 
 damping and seed of a grid. A seed's best damping at a batch size is where the loss, the lowest over
 the learning rates, has its minimum along the damping; between the grid's points a parabola in the
 logarithms says where. How the best damping grows is an exponent: the slope of its logarithm over
-that of the batch size, or of the learning rate.
+that of the batch size, or of the learning rate. An exponent within 0.25 of 1 counts as
+proportional: over the factor of 64 between the laptop's batch sizes that moves the best damping by
+64^0.25 = 2.8, less than one step of its grid.
 
 K-FAC inverts its factors as often as in the study of batch sizes, so that at small batches inverses
 are some steps old, and damping might have to make up for their age. At one learning rate it is
@@ -52,13 +54,6 @@ from soaa_edu.training import sweep
 
 TITLE = "Learning rate and damping at each batch size"
 CLAIMS = ("P6",)
-EXPONENT_MARGIN = 0.1
-NEAR_PROPORTIONAL = 0.25
-"""How far from 1 an exponent may be and still count as proportional.
-
-Over the factor of 64 between the laptop's batch sizes this moves the best damping by a factor of
-64^0.25 = 2.8, less than one step of its grid.
-"""
 FIELD = ("kfac", "gauss_newton")
 FRESH = "kfac_fresh"
 COLOUR_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -288,25 +283,19 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "the smaller the batch, the smaller the best damping",
             f"{growth} batch size:",
-            "above",
-            EXPONENT_MARGIN,
-            "",
+            "above 0.1",
             readings(batch_exponent),
         ),
         Clause(
             "in proportion",
             f"{growth} batch size, less 1:",
-            "same",
-            NEAR_PROPORTIONAL,
-            "",
+            "within 0.25",
             readings(batch_exponent, 1.0),
         ),
         Clause(
             "damping is tied to the learning rate",
             f"{growth} learning rate:",
-            "above",
-            EXPONENT_MARGIN,
-            "",
+            "above 0.1",
             readings(rate_exponent),
         ),
     ]

@@ -62,7 +62,6 @@ TITLE = "Refreshing Shampoo's roots early, evenly or late"
 CLAIMS = ("P5",)
 POSTERS_SHARE = 0.003
 GENEROUS_SHARE = 0.1
-ACCURACY_LOST = 1.0
 NEVER = 1e9
 FIRST_STEP_ONLY = 1.0
 RATE_RATIO = 2.0
@@ -395,17 +394,13 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "after frequent updates early we need none",
             "accuracy lost to updates throughout:",
-            "at most",
-            ACCURACY_LOST,
-            "points",
+            "at most 1 points",
             lost,
         ),
         Clause(
             "it is early that it should be updated",
             "loss with as many spread evenly, beside that with them early:",
-            "above",
-            1.0,
-            "%",
+            "above 1 %",
             early,
         ),
     ]

@@ -129,7 +129,7 @@ def networks_of(results: dict) -> list[str]:
 
 def against_adam(results: dict, method: str, network: str) -> str:
     """Whether a method's last epoch lies below Adam's by 1 % or more, from all its seeds."""
-    return one_answer(stored.beside(results, method, "adam", network=network), "below", 1.0, "%")
+    return one_answer(stored.beside(results, method, "adam", network=network), "below 1 %")
 
 
 def rows(results: dict, field: Sequence[str] = FIELD) -> list[dict[str, str]]:

@@ -34,8 +34,6 @@ from soaa_edu.training import train
 
 TITLE = "Spectra of the Hessian and of Gauss-Newton along training"
 CLAIMS = ("S7",)
-ROUNDING = 1e-10
-CLEARLY = 1e-3
 MOMENTS = ("at the start", "after one epoch", "at the end")
 NAMES = {"hessian": "Hessian", "gauss_newton": "Gauss-Newton"}
 LOOKS = {"hessian": (plotting.VERMILLION, "o", -0.06), "gauss_newton": (plotting.GREEN, "s", 0.06)}
@@ -172,17 +170,13 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "Gauss-Newton is positive semidefinite",
             smallest_of.format("lowest"),
-            "at least",
-            ROUNDING,
-            "",
+            "at least 1e-10",
             [known(relative["gauss_newton"].min())],
         ),
         Clause(
             "the Hessian is not",
             smallest_of.format("mildest"),
-            "below",
-            CLEARLY,
-            "",
+            "below 0.001",
             [known(relative["hessian"].max())],
         ),
     ]

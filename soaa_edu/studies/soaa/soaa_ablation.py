@@ -47,9 +47,6 @@ from soaa_edu.training import train
 
 TITLE = "What each part of SOAA changes"
 CLAIMS = ("A6", "A7")
-SHARE = 1.0
-LOSS_MARGIN = 1.0
-ROUGHNESS_MARGIN = 10.0
 CHECKPOINTS = 10
 VARIANTS: dict[str, dict[str, Any]] = {
     "soaa": {},
@@ -216,25 +213,19 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "the trust region follows the observed loss",
             f"{beside} of Adam with the dt of another run:",
-            "below",
-            LOSS_MARGIN,
-            "%",
+            "below 1 %",
             against("adam_with_others_dt"),
         ),
         Clause(
             "and converges faster by it",
             f"{beside} with dt = 1:",
-            "below",
-            LOSS_MARGIN,
-            "%",
+            "below 1 %",
             against("soaa_still"),
         ),
         Clause(
             "and steadier",
             "changes of the loss from stretch to stretch beside those with dt = 1:",
-            "below",
-            ROUGHNESS_MARGIN,
-            "%",
+            "below 10 %",
             [measured(log_roughness(results, n), SHORT[n]) for n in networks],
         ),
     ]
@@ -242,9 +233,7 @@ def verdicts(results: dict) -> list[Verdict]:
         Clause(
             "the diagonal Fisher brings curvature into the step",
             "share of coordinates in which it decides:",
-            "above",
-            SHARE,
-            "points",
+            "above 1 points",
             [measured(share(results, n, "soaa"), SHORT[n]) for n in networks],
         )
     ]
@@ -269,7 +258,7 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
     found = []
     for method in FIELD:
         at = {"method": method, "network": network}
-        below = one_answer(log_ratio(results, network, method), "below", LOSS_MARGIN, "%")
+        below = one_answer(log_ratio(results, network, method), "below 1 %")
         found.append(
             {
                 "method": label(method),

@@ -48,7 +48,6 @@ from soaa_edu.studies.verdicts import (
 
 TITLE = "SOAA against Adam and its relatives"
 CLAIMS = ("A2", "A3", "A4", "A8", "A10")
-LOSS_MARGIN = 1.0
 CLAIMED_SAVING = 0.75
 CHECKPOINTS = 10
 RIVALS = ("adam", "adamw")
@@ -164,24 +163,22 @@ def verdicts(results: dict) -> list[Verdict]:
     networks = networks_of(results)
     transformers = [n for n in networks if n != "mlp"]
 
-    def loss(says: str, rival: str, side: str = "below", on: Sequence[str] = networks) -> Clause:
+    def loss(
+        says: str, rival: str, asks: str = "below 1 %", on: Sequence[str] = networks
+    ) -> Clause:
         readings = [measured(log_ratio(results, n, "soaa", rival), SHORT[n]) for n in on]
         statistic = f"SOAA's loss beside that of {label(rival)}:"
-        return Clause(says, statistic, side, LOSS_MARGIN, "%", readings)
+        return Clause(says, statistic, asks, readings)
 
     def spread(rival: str) -> Clause:
         readings = [spread_beside(results, n, rival) for n in networks]
         statistic = f"spread over seeds beside that of {label(rival)}:"
-        return Clause(
-            f"more stable than {label(rival)}", statistic, "below", 1.1, "times", readings
-        )
+        return Clause(f"more stable than {label(rival)}", statistic, "below 1.1 times", readings)
 
     more_memory = Clause(
         "at more memory",
         "SOAA's state over that of",
-        "above",
-        1.1,
-        "times",
+        "above 1.1 times",
         [
             known(
                 np.log(bytes_ratio(results, n, "bytes", "soaa", rival)),
@@ -207,7 +204,7 @@ def verdicts(results: dict) -> list[Verdict]:
             loss("than GaLore", "galore"),
             more_memory,
         ],
-        "A8": [loss("as good on encoders and decoders", "adam", "at most", transformers)],
+        "A8": [loss("as good on encoders and decoders", "adam", "at most 1 %", transformers)],
         "A10": _eight_bits(results, networks),
     }
     return [
@@ -299,25 +296,19 @@ def _eight_bits(results: dict, networks: Sequence[str]) -> list[Clause]:
         Clause(
             "8-bit Adam saves up to 75 % of the optimizer's memory",
             "the share of Adam's state that it saves, less 75 %:",
-            "same",
-            5.0,
-            "points",
+            "within 5 points",
             [saved(n) for n in networks],
         ),
         Clause(
             "and trains up to 4 times faster",
             "Adam's seconds of a step over its own:",
-            "above",
-            1.1,
-            "times",
+            "above 1.1 times",
             [faster(n) for n in networks],
         ),
         Clause(
             "it and GaLore need less memory than SOAA",
             "peak memory beside SOAA's:",
-            "below",
-            1.0,
-            "%",
+            "below 1 %",
             [less(n, method) for method in FRUGAL for n in networks],
         ),
     ]

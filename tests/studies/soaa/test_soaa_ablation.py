@@ -16,7 +16,7 @@ from soaa_edu.studies.soaa import soaa_ablation as study
 from soaa_edu.studies.verdicts import DOES_NOT_HOLD, HOLDS, IN_PART, OPEN
 
 TINY = Size(64, 3, 16, (4,), 128, 8, 4, 8, 1)
-SETTINGS = study.Settings(size=TINY._asdict(), tuning_values=1, seeds=1)
+SETTINGS = study.Settings(size=TINY._asdict(), tuning_values=1, seeds=1, refined=())
 LOSSES = dict.fromkeys(study.FIELD, 0.6) | {"soaa": 0.5}
 JUMPS = dict.fromkeys(study.FIELD, 0.1) | {"soaa": 0.05}
 SHARES = {"soaa": 0.3, "soaa_sherman_morrison": 0.4}

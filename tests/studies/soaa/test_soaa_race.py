@@ -125,7 +125,7 @@ def test_the_interval_of_the_spreads_is_that_of_the_f_distribution(results, seed
 def test_the_spread_of_one_seed_is_unknown(results):
     with pytest.warns(RuntimeWarning):
         reading = study.spread_beside(results(seeds=1), "mlp", "adam")
-    verdict = judge("A3", [Clause("more stable", "spread:", "below", 1.1, "times", [reading])])
+    verdict = judge("A3", [Clause("more stable", "spread:", "below 1.1 times", [reading])])
     assert verdict.answer == OPEN
     assert verdict.closes == "at least 3 seeds"
 
