@@ -67,12 +67,12 @@ def hessian_free(
     @exact_products()
     def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
         strength = damping if rule is None else state
-        seen = spanned_by_rows(objective, params, batch)
-        loss, gradient = jax.value_and_grad(seen.objective)(seen.coordinates, batch)
-        multiply = curvature_matvec(seen.objective, seen.coordinates, batch, curvature)
+        space = spanned_by_rows(objective, params, batch)
+        loss, gradient = jax.value_and_grad(space.objective)(space.coordinates, batch)
+        multiply = curvature_matvec(space.objective, space.coordinates, batch, curvature)
 
         def matvec(v: Any) -> Any:
-            return multiply(seen.metric(v))
+            return multiply(space.metric(v))
 
         def damped_matvec(v: Any, measured: Any) -> Any:
             return jax.tree.map(lambda cv, v: cv + strength * v, multiply(measured), v)
@@ -82,18 +82,18 @@ def hessian_free(
             gradient,
             max_iterations=max_iterations,
             tolerance=tolerance,
-            metric=seen.metric,
+            metric=space.metric,
         )
         direction = cg.solution
         if rule is None:
             direction = optax.tree.where(cg.iterations == 0, gradient, direction)
         seen_update = jax.tree.map(lambda d: -learning_rate * d, direction)
-        update = seen.lift(seen_update)
+        update = space.to_parameters(seen_update)
         info = {"loss": loss, "cg_iterations": cg.iterations}
         if rule is None:
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
             return params, state, info
-        predicted = predicted_decrease(matvec, gradient, seen_update, seen.metric)
+        predicted = predicted_decrease(matvec, gradient, seen_update, space.metric)
         trial = try_step(objective, params, batch, loss, gradient, update, predicted)
         info |= {
             "damping": strength,

@@ -21,7 +21,7 @@ from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
 from soaa_edu.objective import Objective
 from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
-from soaa_edu.optimizers.spans import seen_by_batch
+from soaa_edu.optimizers.spans import row_space
 from soaa_edu.precision import exact_products
 
 LARGEST_DENSE_SYSTEM = 20_000
@@ -69,12 +69,12 @@ def newton(
     undamped = checks.concrete(damping) == 0
 
     def solve_in_span(solve: Callable, params: Any, batch: Any) -> tuple[Any, dict]:
-        seen = seen_by_batch(objective, params, batch)
-        gradient, unravel = ravel_pytree(jax.grad(seen.objective)(seen.coordinates, batch))
+        space = row_space(objective, params, batch)
+        gradient, unravel = ravel_pytree(jax.grad(space.objective)(space.coordinates, batch))
         refuse_if_too_large(gradient.size)
-        matvec = curvature_matvec(seen.objective, seen.coordinates, batch, curvature)
-        solution, info = solve(dense(matvec, seen.coordinates), gradient)
-        return seen.lift(unravel(solution)), info
+        matvec = curvature_matvec(space.objective, space.coordinates, batch, curvature)
+        solution, info = solve(dense(matvec, space.coordinates), gradient)
+        return space.to_parameters(unravel(solution)), info
 
     def undamped_direction(params: Any, batch: Any) -> tuple[Any, dict]:
         flat, _ = ravel_pytree(params)
@@ -83,12 +83,12 @@ def newton(
 
     def eliminated_direction(params: Any, batch: Any) -> tuple[Any, dict]:
         if isinstance(objective, Objective) and curvature == "gauss_newton":
-            seen = seen_by_batch(objective, params, batch)
+            space = row_space(objective, params, batch)
             outputs = jax.eval_shape(objective.model, params, batch[0])
-            if outputs.size < ravel_pytree(seen.coordinates)[0].size:
+            if outputs.size < ravel_pytree(space.coordinates)[0].size:
                 refuse_if_too_large(outputs.size)
-                direction = push_through_solve(seen.objective, seen.coordinates, batch, damping)
-                return seen.lift(direction), {"cg_iterations": jnp.int32(-1)}
+                direction = push_through_solve(space.objective, space.coordinates, batch, damping)
+                return space.to_parameters(direction), {"cg_iterations": jnp.int32(-1)}
         return solve_in_span(partial(eliminate, damping=damping), params, batch)
 
     def damped_direction(params: Any, batch: Any, gradient: Any) -> tuple[Any, dict]:

@@ -19,23 +19,23 @@ PRODUCTS = 10
 """With the curvature, for which one change of coordinates has to pay."""
 
 
-class Seen(NamedTuple):
+class RowSpace(NamedTuple):
     """An objective in the coordinates that a batch can see.
 
     Attributes:
         objective: like the original, of the coordinates.
         coordinates: where the parameters stand.
-        lift: a direction in the coordinates -> the direction in the parameters.
+        to_parameters: a direction in the coordinates -> the direction in the parameters.
         metric: v -> K v with K the Gram matrix of the coordinates' basis.
     """
 
     objective: Callable
     coordinates: Any
-    lift: Callable
+    to_parameters: Callable
     metric: Callable = lambda v: v
 
 
-def seen_by_batch(objective: Any, params: Any, batch: Any) -> Seen:
+def row_space(objective: Any, params: Any, batch: Any) -> RowSpace:
     """The objective on an orthonormal basis of the rows' span, where there is an input layer.
 
     With X̃ = X̃ Q Qᵀ, Q ``(in + 1, r)`` orthonormal, X̃ D = (X̃ Q)(Qᵀ D).
@@ -50,7 +50,7 @@ def seen_by_batch(objective: Any, params: Any, batch: Any) -> Seen:
     return _restricted(objective, params, basis.shape[1], lambda z: seen_rows @ z, basis)
 
 
-def spanned_by_rows(objective: Any, params: Any, batch: Any) -> Seen:
+def spanned_by_rows(objective: Any, params: Any, batch: Any) -> RowSpace:
     """The objective on the rows themselves as a basis, D = X̃ᵀ A, where that is less work.
 
     The basis is not orthonormal: its Gram matrix K = X̃X̃ᵀ is the metric. In these coordinates a
@@ -75,8 +75,8 @@ def spanned_by_rows(objective: Any, params: Any, batch: Any) -> Seen:
     return seen._replace(metric=metric)
 
 
-def _everything(objective: Any, params: Any) -> Seen:
-    return Seen(objective, params, lambda direction: direction)
+def _everything(objective: Any, params: Any) -> RowSpace:
+    return RowSpace(objective, params, lambda direction: direction)
 
 
 def _reads_rows(objective: Any) -> bool:
@@ -95,7 +95,7 @@ def _rows(objective: Any, params: Any, batch: Any) -> jax.Array:
 
 def _restricted(
     objective: Any, params: Any, size: int, to_change: Callable, basis: jax.Array
-) -> Seen:
+) -> RowSpace:
     """Coordinates ``(size, out)`` of the input layer's change, and the other layers as they are."""
     model = objective.model
     name = model.input_layer
@@ -106,7 +106,7 @@ def _restricted(
         tap = to_change(coordinates["seen"]).reshape(*inputs.shape[:-1], width)
         return model.forward({**coordinates["rest"], name: layer}, inputs, {name: tap})[0]
 
-    def lift(direction: Any) -> Any:
+    def to_parameters(direction: Any) -> Any:
         change = basis @ direction["seen"]
         of_layer = {"weight": change}
         if "bias" in layer:
@@ -114,4 +114,6 @@ def _restricted(
         return {**direction["rest"], name: of_layer}
 
     still = jnp.zeros((size, width), basis.dtype)
-    return Seen(Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, lift)
+    return RowSpace(
+        Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, to_parameters
+    )

@@ -8,10 +8,10 @@ from jax.flatten_util import ravel_pytree
 
 from soaa_edu import Objective, hessian_free, levenberg_marquardt
 from soaa_edu.curvature import hessian_matvec
-from soaa_edu.optimizers.spans import seen_by_batch, spanned_by_rows
+from soaa_edu.optimizers.spans import row_space, spanned_by_rows
 
 SHAPES = [(5,), (3, 2)]
-both_spans = pytest.mark.parametrize("span", [seen_by_batch, spanned_by_rows])
+both_spans = pytest.mark.parametrize("span", [row_space, spanned_by_rows])
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def wide(classifier, rng, request):
 def test_the_gradient_lifts_to_the_gradient(wide, span, shape):
     objective, _, params, draw = wide
     batch = draw(shape)
-    seen = span(objective, params, batch)
-    assert ravel_pytree(seen.coordinates)[0].size < ravel_pytree(params)[0].size
-    lifted = seen.lift(jax.grad(seen.objective)(seen.coordinates, batch))
+    space = span(objective, params, batch)
+    assert ravel_pytree(space.coordinates)[0].size < ravel_pytree(params)[0].size
+    lifted = space.to_parameters(jax.grad(space.objective)(space.coordinates, batch))
     expected = jax.grad(objective)(params, batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-14), lifted, expected)
 
@@ -43,14 +43,14 @@ def test_the_gradient_lifts_to_the_gradient(wide, span, shape):
 def test_a_product_lifts_to_the_product_and_the_metric_measures_lengths(wide, span, shape):
     objective, _, params, draw = wide
     batch = draw(shape)
-    seen = span(objective, params, batch)
-    v = jax.grad(seen.objective)(seen.coordinates, batch)
-    product = hessian_matvec(lambda c: seen.objective(c, batch), seen.coordinates)
-    full = hessian_matvec(lambda p: objective(p, batch), params)(seen.lift(v))
-    lifted = seen.lift(product(seen.metric(v)))
+    space = span(objective, params, batch)
+    v = jax.grad(space.objective)(space.coordinates, batch)
+    product = hessian_matvec(lambda c: space.objective(c, batch), space.coordinates)
+    full = hessian_matvec(lambda p: objective(p, batch), params)(space.to_parameters(v))
+    lifted = space.to_parameters(product(space.metric(v)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), lifted, full)
-    squared = ravel_pytree(v)[0] @ ravel_pytree(seen.metric(v))[0]
-    length = np.linalg.norm(ravel_pytree(seen.lift(v))[0])
+    squared = ravel_pytree(v)[0] @ ravel_pytree(space.metric(v))[0]
+    length = np.linalg.norm(ravel_pytree(space.to_parameters(v))[0])
     assert squared == pytest.approx(length**2, rel=1e-12)
 
 
@@ -82,7 +82,7 @@ def test_examples_that_repeat_do_no_harm(wide):
 
 @pytest.mark.parametrize(
     "wide, span, most",
-    [(5, seen_by_batch, 40), (5, spanned_by_rows, 40), (2, spanned_by_rows, 26)],
+    [(5, row_space, 40), (5, spanned_by_rows, 40), (2, spanned_by_rows, 26)],
     indirect=["wide"],
 )
 def test_a_batch_with_too_many_rows_is_left_as_it_is(wide, span, most):
