@@ -33,7 +33,6 @@ from soaa_edu.studies.networks import NETWORKS, SHORT, SIZES, Size, task
 from soaa_edu.studies.race import Task, finer_races, races
 from soaa_edu.studies.runs import training_run
 from soaa_edu.studies.searches import FINE_TUNING_SEEDS, MOST_CURVES, Grid, grid_around
-from soaa_edu.studies.tables import as_text
 from soaa_edu.studies.verdicts import (
     Clause,
     Reading,
@@ -269,13 +268,6 @@ def rows(results: dict, network: str) -> list[dict[str, str]]:
             }
         )
     return found
-
-
-def table(results: dict) -> str:
-    """The rows of every network as text."""
-    return as_text(
-        [{"network": n, **row} for n in networks_of(results) for row in rows(results, n)]
-    )
 
 
 def draw_trust_scale(axes: Axes, results: dict, network: str) -> None:
