@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import soaa_edu
 from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
-from soaa_edu.studies.race import Task, epoch_costs, races
-from soaa_edu.studies.searches import grid_around, middle
+from soaa_edu.studies.race import Task, costs, epoch_costs, races
+from soaa_edu.studies.searches import grid_around
 from soaa_edu.studies.verdicts import Clause, judge, measured
 
 FIELD = ("sgd", "adam", "kfac")  # your methods
@@ -77,10 +77,7 @@ def cells(settings):
     ]
     points = partial(grid, tries=settings.tries)
     found = races(tasks, FIELD, build, points, seeds=settings.seeds)
-    for task in tasks:
-        built = {m: build(m, task, **middle(grid(m, 1))) for m in FIELD}
-        found[stored.name(cost="step", **task.labels)] = partial(epoch_costs, task, built, 0)
-    return found
+    return found | costs(tasks, FIELD, build, partial(grid, tries=1), epoch_costs)
 
 
 def figure(results):

@@ -18,7 +18,7 @@ from soaa_edu.objective import Objective
 from soaa_edu.optimizers import Optimizer
 from soaa_edu.studies.results import REFINED, name
 from soaa_edu.studies.runs import epochs_in_turn, state_bytes
-from soaa_edu.studies.searches import Grid, refined, tuned
+from soaa_edu.studies.searches import Grid, middle, refined, tuned
 
 Build = Callable[..., Optimizer]
 """``(method, task, **point) -> Optimizer``."""
@@ -133,7 +133,37 @@ def _lengths(task: Task) -> dict[str, Any]:
     return {"epochs": task.epochs, "batch_size": task.batch_size, "last": task.last}
 
 
-def epoch_costs(task: Task, optimizers: Mapping[str, Optimizer], steps: int) -> dict[str, Any]:
+def costs(
+    tasks: Iterable[Task],
+    methods: Sequence[str],
+    build: Build,
+    grid: Callable[[str], Grid],
+    measure: Callable[..., dict[str, Any]],
+    *,
+    share: float = 1.0,
+) -> dict[str, Cell]:
+    """A cell for each task, in which the methods are timed beside each other.
+
+    Args:
+        tasks: whose steps are timed.
+        methods: each in the middle of its grid.
+        build: as for ``races``.
+        grid: a method's points.
+        measure: ``epoch_costs`` or ``step_costs`` with its steps.
+        share: of the study's time that a cell takes.
+    """
+    return {
+        name(cost="step", **task.labels): Cell(
+            partial(measure, task, {m: build(m, task, **middle(grid(m))) for m in methods}),
+            share=share,
+        )
+        for task in tasks
+    }
+
+
+def epoch_costs(
+    task: Task, optimizers: Mapping[str, Optimizer], *, steps: int = 0
+) -> dict[str, Any]:
     """Seconds of a step in epochs of so many, for each of three repeats in turn, and bytes.
 
     ``steps`` of zero are a whole epoch's.
@@ -149,7 +179,7 @@ def epoch_costs(task: Task, optimizers: Mapping[str, Optimizer], steps: int) -> 
     }
 
 
-def step_costs(task: Task, optimizers: Mapping[str, Optimizer], steps: int) -> dict[str, Any]:
+def step_costs(task: Task, optimizers: Mapping[str, Optimizer], *, steps: int) -> dict[str, Any]:
     """Seconds of a step on one batch for each of five repeats in turn; bytes, and their peak."""
     params = task.init()
     batch = jax.tree.map(lambda array: jnp.asarray(array[: task.batch_size]), task.load().train)

@@ -97,7 +97,7 @@ def test_what_is_learned_is_what_training_gives_at_the_best_point(task):
 )
 def test_costs_are_measured_for_every_method(task, costs, repeats, more):
     optimizers = {m: build(m, task, learning_rate=0.1) for m in ("adam", "soaa")}
-    found = getattr(race, costs)(task, optimizers, 2)
+    found = getattr(race, costs)(task, optimizers, steps=2)
     assert set(found) == {"seconds_a_step", "bytes", "parameter_bytes"} | more
     assert {m: len(times) for m, times in found["seconds_a_step"].items()} == {
         "adam": repeats,
@@ -119,7 +119,7 @@ def test_an_epoch_is_timed_by_the_step_over_so_many_or_the_whole(
 
     monkeypatch.setattr(race, "epochs_in_turn", in_turn)
     optimizers = {"adam": build("adam", task, learning_rate=0.1)}
-    found = race.epoch_costs(task, optimizers, steps)
+    found = race.epoch_costs(task, optimizers, steps=steps)
     assert found["seconds_a_step"] == {"adam": [6.0 / an_epoch, 12.0 / an_epoch]}
 
 
@@ -127,7 +127,7 @@ def test_steps_on_one_batch_are_timed_in_turns_but_for_the_first(task, monkeypat
     clock = iter(np.cumsum([0, 60, 0, 60, *[0, 4, 0, 8] * 5]))
     monkeypatch.setattr(race, "perf_counter", lambda: next(clock))
     optimizers = {m: build(m, task, learning_rate=0.1) for m in ("adam", "sgd")}
-    found = race.step_costs(task, optimizers, 2)
+    found = race.step_costs(task, optimizers, steps=2)
     assert found["seconds_a_step"] == {"adam": [2.0] * 5, "sgd": [4.0] * 5}
 
 

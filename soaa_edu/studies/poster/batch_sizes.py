@@ -37,9 +37,8 @@ from soaa_edu.studies import panels
 from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import label
 from soaa_edu.studies.poster.field import FIELD, FIRST_ORDER, build, grid
-from soaa_edu.studies.race import Task, epoch_costs, races
+from soaa_edu.studies.race import Task, costs, epoch_costs, races
 from soaa_edu.studies.results import beside, final_accuracy, final_loss, middles
-from soaa_edu.studies.searches import middle
 from soaa_edu.studies.tables import as_text, of_race
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured, one_answer
 
@@ -144,15 +143,10 @@ def cells(settings: Settings) -> dict[str, Cell]:
             seeds=settings.seeds,
             share=_seconds,
         )
-    for name, sizes in settings.timed.items():
-        for size in sizes:
-            task = on[name, size]
-            optimizers = {m: built(m, task, **middle(grid(m, 1))) for m in settings.methods}
-            found[stored.name(cost="step", **task.labels)] = Cell(
-                partial(epoch_costs, task, optimizers, 0),
-                share=COMPILATION * len(settings.methods),
-            )
-    return found
+    timed = [on[name, size] for name, sizes in settings.timed.items() for size in sizes]
+    share = COMPILATION * len(settings.methods)
+    points = partial(grid, tries=1)
+    return found | costs(timed, settings.methods, built, points, epoch_costs, share=share)
 
 
 def _seconds(task: Task) -> float:

@@ -27,8 +27,8 @@ from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer
 from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
-from soaa_edu.studies.race import Task, epoch_costs, races
-from soaa_edu.studies.searches import Grid, grid_around, middle
+from soaa_edu.studies.race import Task, costs, epoch_costs, races
+from soaa_edu.studies.searches import Grid, grid_around
 from soaa_edu.studies.tables import as_text, of_race
 from soaa_edu.studies.verdicts import Verdict, one_answer
 
@@ -114,12 +114,8 @@ def cells(settings: Settings) -> dict[str, Cell]:
     on = tasks(settings)
     points = partial(grid, tries=settings.tuning_values)
     found = races(on, FIELD, build, points, seeds=settings.seeds)
-    for task in on:
-        optimizers = {m: build(m, task, **middle(grid(m, 1))) for m in FIELD}
-        found[stored.name(cost="step", **task.labels)] = Cell(
-            partial(epoch_costs, task, optimizers, settings.timed_steps)
-        )
-    return found
+    timed = partial(epoch_costs, steps=settings.timed_steps)
+    return found | costs(on, FIELD, build, partial(grid, tries=1), timed)
 
 
 def networks_of(results: dict) -> list[str]:

@@ -32,8 +32,8 @@ from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
 from soaa_edu.studies.methods import METHODS, label
 from soaa_edu.studies.networks import NETWORKS, SHORT, SIZES, Size, task
-from soaa_edu.studies.race import Task, races, step_costs
-from soaa_edu.studies.searches import Grid, grid_around, middle
+from soaa_edu.studies.race import Task, costs, races, step_costs
+from soaa_edu.studies.searches import Grid, grid_around
 from soaa_edu.studies.tables import as_text, of_race
 from soaa_edu.studies.verdicts import (
     Clause,
@@ -115,12 +115,8 @@ def cells(settings: Settings) -> dict[str, Cell]:
     tasks = [task(name, Size(**settings.size), CHECKPOINTS) for name in settings.networks]
     points = partial(grid, values=settings.tuning_values)
     found = races(tasks, FIELD, build, points, seeds=settings.seeds)
-    for given in tasks:
-        optimizers = {m: build(m, given, **middle(grid(m, 1))) for m in FIELD}
-        found[stored.name(cost="step", **given.labels)] = Cell(
-            partial(step_costs, given, optimizers, settings.timed_steps)
-        )
-    return found
+    timed = partial(step_costs, steps=settings.timed_steps)
+    return found | costs(tasks, FIELD, build, partial(grid, values=1), timed)
 
 
 def networks_of(results: dict) -> list[str]:
