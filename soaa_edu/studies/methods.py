@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import optax
+import optax.contrib
 
 from soaa_edu.optimizers import (
     Optimizer,
@@ -58,11 +59,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "levenberg_marquardt": _look("Gauss-Newton, Levenberg-Marquardt", PURPLE, "-."),
     "trust_region": _look("Newton-Lanczos trust region", VERMILLION, ":"),
     "cat": _look("CAT, first radius", BLUE),
+    "gauss_newton_layers": _look("Gauss-Newton, layer by layer", ORANGE, "-."),
+    "lbfgs": _look("L-BFGS", PURPLE, "--"),
     "kfac": _look("K-FAC", BLUE),
+    "ekfac": _look("EKFAC", BLUE, "--"),
     "kfac_fresh": _look("K-FAC, inverting at every step", BLUE, ":"),
     "shampoo": _look("Shampoo", VERMILLION),
+    "kl_shampoo": _look("KL-Shampoo", VERMILLION, "-."),
+    "muon": _look("Muon", VERMILLION, "--"),
     "soap": _look("SOAP", GREEN),
     "psgd": _look("PSGD", PURPLE),
+    "sophia": _look("Sophia", PURPLE, ":"),
     "soaa": _look("SOAA", ORANGE),
     "soaa_still": _look("SOAA, dt = 1", BLUE, ":"),
     "soaa_sherman_morrison": _look("SOAA, Sherman-Morrison", VERMILLION),
@@ -132,6 +139,8 @@ BUILDERS: dict[str, Callable[..., Optimizer]] = {
     "trust_region": _of_objective(trust_region),
     "kfac": _of_objective(kfac),
     "shampoo": _of_gradients(shampoo),
+    "muon": _of_gradients(optax.contrib.muon),
+    "lbfgs": _of_gradients(optax.lbfgs),
     "soap": _of_gradients(soap),
     "psgd": _of_gradients(psgd),
     "soaa": _of_gradients_and_steps(soaa),
