@@ -13,6 +13,7 @@ import optax.contrib
 from soaa_edu.optimizers import (
     Optimizer,
     adam_8bit,
+    ekfac,
     first_order,
     galore,
     hessian_free,
@@ -136,8 +137,12 @@ BUILDERS: dict[str, Callable[..., Optimizer]] = {
     "newton": _of_objective(newton),
     "hessian_free": _of_objective(hessian_free),
     "gauss_newton": _of_objective(partial(hessian_free, curvature="gauss_newton")),
+    "gauss_newton_layers": _of_objective(
+        partial(hessian_free, curvature="gauss_newton", blocks="layers")
+    ),
     "trust_region": _of_objective(trust_region),
     "kfac": _of_objective(kfac),
+    "ekfac": _of_objective(ekfac),
     "shampoo": _of_gradients(shampoo),
     "muon": _of_gradients(optax.contrib.muon),
     "lbfgs": _of_gradients(optax.lbfgs),
