@@ -98,14 +98,17 @@ def ekfac(
     that counts, or whose loss or gradient is not finite, changes nothing.
 
     Args:
-        objective: of a model that declares its dense layers, as for ``kfac``.
+        objective: of a model that declares its dense layers. Its gradient is taken from the two
+            signals as well, Uᵀ ∇W̃ V = Σ (h̃ U)ᵀ (δ V), so check a declaration of your own with
+            ``soaa_edu.kronecker.check_model``.
         learning_rate: η, a number or an optax schedule.
         damping: λ, a number, an optax schedule, or ``levenberg_marquardt(initial=...)``, which
             moves λ at every step and takes back a step that raises the loss. It costs two forward
             passes and a product with the batch's own Fisher more.
         momentum: μ, a number or an optax schedule.
         decay: of the averages of A, G and S.
-        update_every: steps from one update of A and G to the next. Only the bases need them.
+        update_every: steps from one update of A and G to the next. Only the bases need them, and by
+            default they are updated where the bases turn, as in the paper's algorithm 1.
         refresh_every: steps from one decomposition of A and G to the next.
         fisher: targets ``"sampled"`` from the model's distribution, all of them (``"exact"``), or
             the given ones (``"empirical"``).
@@ -160,15 +163,15 @@ def ekfac(
 
         def turned() -> tuple[Any, Any]:
             bases = _bases(average)
-            turned = {n: _turned(state.second_moments[n], state.bases[n], bases[n]) for n in bases}
-            return bases, state.second_moments | turned
+            before = state.second_moments
+            carried = {n: _carried(before[n], state.bases[n], bases[n]) for n in bases}
+            return bases, before | carried
 
         bases, moments = refreshed(
             learning & (state.steps % refresh_every == 0),
             turned,
             (state.bases, state.second_moments),
         )
-
         seen = in_bases(signals, bases)
 
         def measured() -> Any:
@@ -196,7 +199,7 @@ def _bases(average: Factors) -> dict[str, tuple[Any, Any]]:
     return {name: (u, v) for name, ((_, u), (_, v)) in eigenvectors(average).items()}
 
 
-def _turned(moments: jax.Array, old: tuple[Any, Any], new: tuple[Any, Any]) -> jax.Array:
+def _carried(moments: jax.Array, old: tuple[Any, Any], new: tuple[Any, Any]) -> jax.Array:
     """S in new bases, were the block diagonal in the old ones."""
     squares = [u if u is None else (u.T @ w) ** 2 for u, w in zip(old, new)]
     return between(squares[0], moments, squares[1])

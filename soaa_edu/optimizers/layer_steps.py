@@ -76,7 +76,7 @@ def damping_of(how: Descent, state: Any) -> jax.Array:
 
 
 def teaches(objective: Any, loss: jax.Array, gradient: Any, targets: Any) -> jax.Array:
-    """Whether a target counts, and loss and gradient are finite."""
+    """Whether a target counts, and the loss and the gradient, or what makes it, are finite."""
     counted = jnp.any(weights_of(objective.loss, targets) > 0)
     return jnp.isfinite(loss) & all_finite(gradient) & counted
 
