@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 import optax
 import optax.contrib
 
@@ -167,6 +168,27 @@ def _muon(objective: Any, steps: int, learning_rate: Any, **numbers: Any) -> Opt
     return first_order(objective, transformation)
 
 
+def _sophia(objective: Any, steps: int, learning_rate: Any, **numbers: Any) -> Optimizer:
+    """``optax.contrib.sophia``: momentum over a clipped estimate of the Hessian's diagonal.
+
+    Its estimator is not the one by which the paper (Liu et al. 2023) is known: optax multiplies the
+    Hessian with random signs, Hutchinson's estimate of the paper's *Sophia-H*, with a seed that is
+    always the same. *Sophia-G*, for Gauss-Newton-Bartlett, squares gradients of labels drawn from
+    the model, which are never negative.
+    """
+    transformation = optax.contrib.sophia(learning_rate, **numbers)
+
+    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
+        def loss_of(p: Any) -> Any:
+            return objective(p, batch)
+
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, state = transformation.update(gradient, state, params, obj_fn=loss_of)
+        return optax.apply_updates(params, updates), state, {"loss": loss}
+
+    return Optimizer(transformation.init, step, objective)
+
+
 BUILDERS: dict[str, Callable[..., Optimizer]] = {
     "sgd": _of_gradients(optax.sgd),
     "adam": _of_gradients(optax.adam),
@@ -188,6 +210,7 @@ BUILDERS: dict[str, Callable[..., Optimizer]] = {
     "lbfgs": _of_gradients(optax.lbfgs),
     "soap": _of_gradients(soap),
     "psgd": _of_gradients(psgd),
+    "sophia": _sophia,
     "soaa": _of_gradients_and_steps(soaa),
     "tadam": _of_gradients_and_steps(tadam),
 }

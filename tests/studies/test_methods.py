@@ -29,6 +29,7 @@ SINGLE = {
     "trust_region": {"radius": 0.1},
     "galore": {"learning_rate": 1e-3, "rank": 2},
     "kl_shampoo": {"learning_rate": 1e-3},
+    "sophia": {"learning_rate": 1e-3},
 }
 
 
