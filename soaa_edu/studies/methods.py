@@ -56,6 +56,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hessian_free": _look("Hessian-free, λ = 32", ORANGE),
     "gauss_newton_at_4": _look("Gauss-Newton, λ = 4", GREEN),
     "gauss_newton": _look("Gauss-Newton", GREEN, "--"),
+    "gauss_newton_dense": _look("Gauss-Newton, solved exactly", VERMILLION),
     "levenberg_marquardt": _look("Gauss-Newton, Levenberg-Marquardt", PURPLE, "-."),
     "trust_region": _look("Newton-Lanczos trust region", VERMILLION, ":"),
     "cat": _look("CAT, first radius", BLUE),
