@@ -1,4 +1,4 @@
-"""Steps of K-FAC, Shampoo, SOAP and PSGD as multiples of Adam's, and those of other libraries."""
+"""Steps of methods with Kronecker factors as multiples of Adam's, and those of other libraries."""
 
 import subprocess
 from pathlib import Path
@@ -27,6 +27,7 @@ def main() -> None:
         "Adam": optax.adam(1e-3),
         "Shampoo, roots every 10 (at most 6)": soaa_edu.shampoo(1e-3),
         "SOAP, basis every 10 (at most 5)": soaa_edu.soap(1e-3),
+        "KL-Shampoo, basis every 10 (at most SOAP's)": soaa_edu.kl_shampoo(1e-3),
         "PSGD, P moved every 10 (at most 2.5)": soaa_edu.psgd(1e-3, update_probability=every_tenth),
     }
     optimizers = {

@@ -26,6 +26,7 @@ FLOORS = [
 SHARED_BY_OPTIMIZERS = {
     "blocks",
     "diagonal_fisher",
+    "eigenbases",
     "parameters",
     "protocol",
     "refreshes",

@@ -6,6 +6,7 @@ from soaa_edu.optimizers.first_order import first_order
 from soaa_edu.optimizers.galore import galore, scale_by_galore
 from soaa_edu.optimizers.hessian_free import hessian_free
 from soaa_edu.optimizers.kfac import kfac
+from soaa_edu.optimizers.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
 from soaa_edu.optimizers.martens import martens_hessian_free
 from soaa_edu.optimizers.newton import newton
 from soaa_edu.optimizers.protocol import Optimizer
@@ -24,12 +25,14 @@ __all__ = [
     "galore",
     "hessian_free",
     "kfac",
+    "kl_shampoo",
     "levenberg_marquardt",
     "martens_hessian_free",
     "newton",
     "psgd",
     "scale_by_adam_8bit",
     "scale_by_galore",
+    "scale_by_kl_shampoo",
     "scale_by_psgd",
     "scale_by_shampoo",
     "scale_by_soaa",

@@ -22,6 +22,7 @@ BUILDERS = {
     "kfac by eigenvectors": lambda rate: soaa_edu.kfac(
         OBJECTIVE, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(rate)
     ),
+    "kl shampoo": first_order(soaa_edu.kl_shampoo),
     "psgd": first_order(soaa_edu.psgd),
     "shampoo": first_order(soaa_edu.shampoo),
     "shampoo on a schedule": first_order(
