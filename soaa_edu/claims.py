@@ -168,6 +168,19 @@ LEDGER = {
         "prose, and that SOAA “consumed more memory than both 8-bit optimizers and GaLore”",
         "soaa_race",
     ),
+    "L2": Claim(
+        "KL-Shampoo does not rely on Adam to attain competitive performance … Across our "
+        "experiments, KL-Shampoo consistently outperforms SOAP, Shampoo, and even KL-SOAP",
+        "Lin et al. (2026): pre-training of language models",
+        "grafting",
+    ),
+    "L3": Claim(
+        "grafting from Adam mitigates the staleness and mis-scaling of the preconditioner's "
+        "eigenvalues and … correcting the eigenvalues directly eliminates the need for learning "
+        "rate grafting",
+        "Eschenhagen et al. (2025): Shampoo on three AlgoPerf workloads",
+        "grafting",
+    ),
 }
 
 

@@ -66,6 +66,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ekfac": _look("EKFAC", BLUE, "--"),
     "kfac_fresh": _look("K-FAC, inverting at every step", BLUE, ":"),
     "shampoo": _look("Shampoo", VERMILLION),
+    "shampoo_plain": _look("Shampoo, no grafting", VERMILLION, ":"),
     "kl_shampoo": _look("KL-Shampoo", VERMILLION, "-."),
     "muon": _look("Muon", VERMILLION, "--"),
     "soap": _look("SOAP", GREEN),
