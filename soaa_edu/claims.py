@@ -168,6 +168,13 @@ LEDGER = {
         "prose, and that SOAA “consumed more memory than both 8-bit optimizers and GaLore”",
         "soaa_race",
     ),
+    "L1": Claim(
+        "full GN updates yield substantial gains over existing optimizers, achieving a 5.4x "
+        "reduction in training iterations compared to strong baselines like SOAP and Muon. … a "
+        "precise layerwise GN preconditioner … nearly matches the performance of the full GN method",
+        "Abreu et al. (2026): transformers of up to 150M parameters",
+        "exact_gauss_newton",
+    ),
     "L2": Claim(
         "KL-Shampoo does not rely on Adam to attain competitive performance … Across our "
         "experiments, KL-Shampoo consistently outperforms SOAP, Shampoo, and even KL-SOAP",
