@@ -168,6 +168,13 @@ LEDGER = {
         "prose, and that SOAA “consumed more memory than both 8-bit optimizers and GaLore”",
         "soaa_race",
     ),
+    "L4": Claim(
+        "It is therefore possible to interpret Muon with momentum turned off as a kind of "
+        "“instantaneous” or “accumulation-free” Shampoo.",
+        "a factor of 1.35 on the NanoGPT speed-run (Jordan et al. 2024), “a FLOP overhead below "
+        "1%”, and an outside finding that Shampoo is ahead per token (Eschenhagen et al. 2026)",
+        "muon",
+    ),
 }
 
 

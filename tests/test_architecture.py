@@ -26,6 +26,8 @@ FLOORS = [
 SHARED_BY_OPTIMIZERS = {
     "blocks",
     "diagonal_fisher",
+    "eigenbases",
+    "layer_steps",
     "parameters",
     "protocol",
     "refreshes",
