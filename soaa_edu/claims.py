@@ -168,6 +168,14 @@ LEDGER = {
         "prose, and that SOAA “consumed more memory than both 8-bit optimizers and GaLore”",
         "soaa_race",
     ),
+    "L7": Claim(
+        "the maximum eigenvalue of the training loss Hessian hovers just above the value 2/(step "
+        "size), and the training loss behaves non-monotonically over short timescales, yet "
+        "consistently decreases over long timescales.",
+        "of full-batch gradient descent (Cohen et al. 2021); for Adam with β₁ = 0.9 the "
+        "preconditioned Hessian's at 38/η (Cohen et al. 2022)",
+        "edge_of_stability",
+    ),
 }
 
 
