@@ -171,7 +171,8 @@ LEDGER = {
     "L1": Claim(
         "full GN updates yield substantial gains over existing optimizers, achieving a 5.4x "
         "reduction in training iterations compared to strong baselines like SOAP and Muon. … a "
-        "precise layerwise GN preconditioner … nearly matches the performance of the full GN method",
+        "precise layerwise GN preconditioner … nearly matches the performance of the full GN "
+        "method",
         "Abreu et al. (2026): transformers of up to 150M parameters",
         "exact_gauss_newton",
     ),
@@ -201,6 +202,14 @@ LEDGER = {
         "of physics-informed networks: SOAP's accuracy 2 to 10 times that of methods before it on "
         "10 equations (arXiv 2502.00604)",
         "differential_equations",
+    ),
+    "L7": Claim(
+        "the maximum eigenvalue of the training loss Hessian hovers just above the value 2/(step "
+        "size), and the training loss behaves non-monotonically over short timescales, yet "
+        "consistently decreases over long timescales.",
+        "of full-batch gradient descent (Cohen et al. 2021); for Adam with β₁ = 0.9 the "
+        "preconditioned Hessian's at 38/η (Cohen et al. 2022)",
+        "edge_of_stability",
     ),
 }
 

@@ -46,6 +46,7 @@ def _look(label: str, color: str, linestyle: str = "-") -> dict[str, Any]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
+    "gradient_descent": _look("Gradient descent", BLUE, "-."),
     "sgd": _look("SGD", SKY, "--"),
     "sgd_at_0.1": _look("SGD, 0.1", SKY),
     "sgd_at_0.5/4": _look("SGD, 0.5/4", SKY, "-."),
