@@ -71,8 +71,8 @@ def poisson(waves: int = 1) -> Equation:
 def burgers(viscosity: float = 0.1 / np.pi) -> Equation:
     """u_t + u u_x = ν u_xx for x in [-1, 1] and t in [0, 1], points being (x, t).
 
-    It starts from u = -sin(πx), and u = 0 at both ends. The solution is Cole's and Hopf's (Basdevant
-    et al. 1986), u = -∫ sin(π(x-η)) w dη / ∫ w dη with
+    It starts from u = -sin(πx), and u = 0 at both ends. The solution is Cole's and Hopf's
+    (Basdevant et al. 1986), u = -∫ sin(π(x-η)) w dη / ∫ w dη with
     w = exp(-cos(π(x-η)) / (2πν) - η² / (4νt)), by Gauss-Hermite quadrature.
 
     Args:
@@ -155,8 +155,9 @@ def collocation(
 def as_least_squares(equation: Equation, network: Callable) -> Objective:
     """½ mean r² over the points of ``collocation``, r being a network's residuals there.
 
-    The objective's model takes the points to √N L[u] / √N_inside or √(w N) u / √N_given, so that
-    its Gauss-Newton matrix is the mean over the points of the squares of these residuals' gradients.
+    The objective's model takes the N points to √(N / N_inside) L[u] or √(w N / N_given) u, w being
+    the boundary's weight, so that the loss is half the mean square of L[u] - f inside and half w
+    times that of u on the boundary.
 
     Args:
         equation: to be solved.
