@@ -19,13 +19,15 @@ FLOORS = [
     {"training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker", "micro_batches"},
-    {"curvature", "linear_solvers"},
+    {"curvature", "linear_solvers", "differential_equations"},
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},
 ]
 SHARED_BY_OPTIMIZERS = {
     "blocks",
     "diagonal_fisher",
+    "eigenbases",
+    "layer_steps",
     "parameters",
     "protocol",
     "refreshes",

@@ -1,4 +1,4 @@
-"""Conjugate gradients, Lanczos, trust regions and roots of matrices."""
+"""Conjugate gradients, Lanczos, trust regions, roots and orthogonal factors of matrices."""
 
 from soaa_edu.linear_solvers.conjugate_gradients import (
     CGPath,
@@ -7,6 +7,7 @@ from soaa_edu.linear_solvers.conjugate_gradients import (
     conjugate_gradient,
 )
 from soaa_edu.linear_solvers.krylov import LanczosResult, lanczos, ritz, spectral_quadrature
+from soaa_edu.linear_solvers.polar import CUBIC, QUINTIC, newton_schulz, polar_factor
 from soaa_edu.linear_solvers.roots import (
     RootByProducts,
     coupled_newton,
@@ -21,6 +22,8 @@ from soaa_edu.linear_solvers.subproblems import (
 )
 
 __all__ = [
+    "CUBIC",
+    "QUINTIC",
     "CGPath",
     "CGResult",
     "LanczosResult",
@@ -34,6 +37,8 @@ __all__ = [
     "lanczos",
     "lanczos_trust_region",
     "minimise_in_ball",
+    "newton_schulz",
+    "polar_factor",
     "ritz",
     "spectral_quadrature",
     "steihaug_cg",

@@ -2,10 +2,12 @@
 
 from soaa_edu.optimizers.adam_8bit import adam_8bit, scale_by_adam_8bit
 from soaa_edu.optimizers.dropout import with_dropout
+from soaa_edu.optimizers.ekfac import ekfac
 from soaa_edu.optimizers.first_order import first_order
 from soaa_edu.optimizers.galore import galore, scale_by_galore
 from soaa_edu.optimizers.hessian_free import hessian_free
 from soaa_edu.optimizers.kfac import kfac
+from soaa_edu.optimizers.kl_shampoo import kl_shampoo, scale_by_kl_shampoo
 from soaa_edu.optimizers.martens import martens_hessian_free
 from soaa_edu.optimizers.newton import newton
 from soaa_edu.optimizers.protocol import Optimizer
@@ -20,16 +22,19 @@ from soaa_edu.optimizers.trust_region import trust_region
 __all__ = [
     "Optimizer",
     "adam_8bit",
+    "ekfac",
     "first_order",
     "galore",
     "hessian_free",
     "kfac",
+    "kl_shampoo",
     "levenberg_marquardt",
     "martens_hessian_free",
     "newton",
     "psgd",
     "scale_by_adam_8bit",
     "scale_by_galore",
+    "scale_by_kl_shampoo",
     "scale_by_psgd",
     "scale_by_shampoo",
     "scale_by_soaa",

@@ -1,7 +1,6 @@
 """SOAP: Adam in the slowly turning eigenbasis of Shampoo's statistics."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
-from soaa_edu.optimizers.blocks import from_blocks, one_at_a_time, second_moments, to_blocks
+from soaa_edu.optimizers.blocks import from_blocks, second_moments, to_blocks
+from soaa_edu.optimizers.eigenbases import (
+    first_bases,
+    renewed,
+    rotate,
+    rotate_back,
+    turned_bases,
+)
 from soaa_edu.optimizers.parameters import any_nonzero
-from soaa_edu.optimizers.refreshes import refreshed
 from soaa_edu.optimizers.transformations import alias, transformation
 from soaa_edu.precision import exact_products
 
@@ -141,48 +146,36 @@ def scale_by_soap(
         products = jax.tree.map(second_moments, blocks)
         statistics = optax.tree.update_moment(products, state.statistics, decay, 1)
 
-        def first_bases() -> tuple:
-            bases = jax.tree.map(partial(one_at_a_time, _eigenvectors), statistics)
-            return bases, state.first_moment, state.second_moment
+        def first() -> tuple:
+            return first_bases(statistics), state.first_moment, state.second_moment
 
-        def turned_bases() -> tuple:
+        def turned() -> tuple:
             images = jax.tree.map(jnp.matmul, statistics, state.bases)
             orders = jax.tree.map(_largest_first, state.bases, images)
-            bases = jax.tree.map(partial(one_at_a_time, _orthogonal), images, orders)
-            first_moment = jax.tree.map(_rotate_back, state.first_moment, state.bases)
+            bases = turned_bases(images, orders)
+            first_moment = jax.tree.map(rotate_back, state.first_moment, state.bases)
             second_moment = jax.tree.map(_reorder, state.second_moment, orders)
-            return bases, jax.tree.map(_rotate, first_moment, bases), second_moment
+            return bases, jax.tree.map(rotate, first_moment, bases), second_moment
 
         interval = refresh_every(state.steps) if callable(refresh_every) else refresh_every
-        none_yet, due = state.since_refresh < 0, state.since_refresh >= interval
-        absent = none_yet & any_nonzero(blocks)
-        same_bases = state.bases, state.first_moment, state.second_moment
-        turned = refreshed(due, turned_bases, same_bases)
-        bases, first_moment, second_moment = refreshed(absent, first_bases, turned)
-        age = optax.safe_increment(jnp.where(absent | due, 0, state.since_refresh))
-        since_refresh = jnp.where(none_yet & ~absent, -1, age)
+        old = state.bases, state.first_moment, state.second_moment
+        (bases, first_moment, second_moment), since_refresh, begins = renewed(
+            state.since_refresh, interval, any_nonzero(blocks), first, turned, old
+        )
 
-        rotated = jax.tree.map(_rotate, blocks, bases)
-        rotated = optax.tree.where(absent, jax.tree.map(_resolved, rotated, bases), rotated)
+        rotated = jax.tree.map(rotate, blocks, bases)
+        rotated = optax.tree.where(begins, jax.tree.map(_resolved, rotated, bases), rotated)
         first_moment = optax.tree.update_moment(rotated, first_moment, b1, 1)
         second_moment = optax.tree.update_moment(rotated, second_moment, b2, 2)
         m = optax.tree.bias_correction(first_moment, b1, steps)
         v = optax.tree.bias_correction(second_moment, b2, steps)
         adam = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), m, v)
-        direction = jax.tree.map(_rotate_back, adam, bases)
+        direction = jax.tree.map(rotate_back, adam, bases)
         return jax.tree.map(from_blocks, direction, gradients), SoapState(
             steps, since_refresh, first_moment, second_moment, statistics, bases
         )
 
     return transformation(init, update)
-
-
-def _rotate(array: jax.Array, bases: tuple) -> jax.Array:
-    return bases[0].mT @ array @ bases[1] if bases else array
-
-
-def _rotate_back(array: jax.Array, bases: tuple) -> jax.Array:
-    return bases[0] @ array @ bases[1].mT if bases else array
 
 
 def _resolved(rotated: jax.Array, bases: tuple) -> jax.Array:
@@ -197,15 +190,6 @@ def _resolved(rotated: jax.Array, bases: tuple) -> jax.Array:
 def _largest_first(basis: jax.Array, image: jax.Array) -> jax.Array:
     """The order of the columns q by qᵀLq, given L Q."""
     return jnp.argsort(-jnp.sum(basis * image, axis=-2), axis=-1)
-
-
-def _eigenvectors(statistic: jax.Array) -> jax.Array:
-    """As columns, those of the largest eigenvalues first."""
-    return jnp.linalg.eigh(statistic)[1][:, ::-1]
-
-
-def _orthogonal(image: jax.Array, order: jax.Array) -> jax.Array:
-    return jnp.linalg.qr(image[:, order])[0]
 
 
 def _reorder(moment: jax.Array, orders: tuple) -> jax.Array:

@@ -26,6 +26,7 @@ class Method(NamedTuple):
 METHODS = {
     "shampoo": Method(soaa_edu.shampoo, {"refresh_every": 2, "decay": np.float64(0.9)}),
     "soap": Method(soaa_edu.soap, {"refresh_every": 2, "eps": np.float64(1e-8)}),
+    "kl_shampoo": Method(soaa_edu.kl_shampoo, {"refresh_every": 2, "decay": np.float64(0.9)}),
     "psgd": Method(soaa_edu.psgd, {"step_size": np.float64(0.1)}),
     "soaa": Method(soaa_edu.soaa, {"total_steps": 9, "gamma": np.float64(0.25)}),
     "tadam": Method(soaa_edu.tadam, {"total_steps": 9, "b1": np.float64(0.9)}),

@@ -17,11 +17,13 @@ def first_order(method, **options):
 
 
 BUILDERS = {
+    "ekfac": lambda rate: soaa_edu.ekfac(OBJECTIVE, learning_rate=rate, damping=rate),
     "galore": first_order(soaa_edu.galore, rank=2, refresh_every=7),
     "kfac": lambda rate: soaa_edu.kfac(OBJECTIVE, learning_rate=rate, damping=rate),
     "kfac by eigenvectors": lambda rate: soaa_edu.kfac(
         OBJECTIVE, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(rate)
     ),
+    "kl shampoo": first_order(soaa_edu.kl_shampoo),
     "psgd": first_order(soaa_edu.psgd),
     "shampoo": first_order(soaa_edu.shampoo),
     "shampoo on a schedule": first_order(

@@ -202,7 +202,7 @@ def test_bases_are_turned_at_every_interval(rng, refresh_every, expected):
 def test_under_vmap_over_learning_rates_and_gradients_bases_are_not_turned_at_every_step(
     rng, monkeypatch
 ):
-    module = importlib.import_module("soaa_edu.optimizers.soap")
+    module = importlib.import_module("soaa_edu.optimizers.eigenbases")
     plain, calls = module._orthogonal, []
 
     def counted(image, order):
