@@ -52,6 +52,35 @@ def hessian_matvec(f: Callable, params: Any) -> Matvec:
 
 
 @exact_products()
+def hutchinson_diagonal(f: Callable, params: Any, key: jax.Array, probes: int = 1) -> Any:
+    """An estimate of the Hessian's diagonal: the mean of v ⊙ H v over random signs v.
+
+    Its expectation is the diagonal, since E[vᵢ vⱼ] is zero off it, and the variance of an entry is
+    Σⱼ Hᵢⱼ² over the others of its row, divided by the probes (Hutchinson 1990; AdaHessian, Yao et
+    al. 2021, divides by the root of an average of its squares).
+
+    Args:
+        f: maps ``params`` to a scalar.
+        params: any pytree.
+        key: of the signs.
+        probes: how many, one product each.
+
+    Raises:
+        ValueError: no probe.
+    """
+    matvec = hessian_matvec(f, params)
+
+    def add(total: Any, key: jax.Array) -> tuple[Any, None]:
+        signs = optax.tree.random_like(key, params, sampler=jax.random.rademacher)
+        signs = optax.tree.cast_like(signs, params)
+        return jax.tree.map(lambda t, v, h: t + v * h, total, signs, matvec(signs)), None
+
+    keys = jax.random.split(key, checks.whole("probes", probes))
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), keys)
+    return jax.tree.map(lambda t: t / probes, total)
+
+
+@exact_products()
 def gauss_newton_matvec(objective: Objective, params: Any, batch: Any) -> Matvec:
     """v -> G v with G = Jᵀ H_L J (Schraudolph 2002).
 

@@ -15,6 +15,7 @@ from soaa_edu.curvature import (
     empirical_fisher_matvec,
     gauss_newton_matvec,
     hessian_matvec,
+    hutchinson_diagonal,
     jacobian,
 )
 from soaa_edu.problems import rosenbrock
@@ -108,3 +109,27 @@ def test_the_diagonal_takes_each_position_as_an_example(classifier, rng):
     np.testing.assert_allclose(found["dense_0"]["weight"], of_weight, rtol=1e-12)
     of_bias = (residual**2).mean(axis=(0, 1))
     np.testing.assert_allclose(found["dense_0"]["bias"], of_bias, rtol=1e-12)
+
+
+def test_hutchinsons_estimate_is_exact_where_the_hessian_is_diagonal(float64, rng):
+    params = {"a": jnp.asarray(rng.normal(size=3)), "b": jnp.asarray(rng.normal())}
+    found = hutchinson_diagonal(
+        lambda p: jnp.sum(jnp.cosh(p["a"])) + p["b"] ** 3, params, jax.random.key(0)
+    )
+    np.testing.assert_allclose(found["a"], np.cosh(params["a"]))
+    np.testing.assert_allclose(found["b"], 6 * params["b"])
+
+
+def test_hutchinsons_estimate_has_the_mean_and_the_variance_that_it_says(float64, rng):
+    hessian = rng.normal(size=(5, 5))
+    hessian = jnp.asarray(hessian + hessian.T)
+    keys = jax.random.split(jax.random.key(0), 4000)
+    found = jax.vmap(
+        lambda key: hutchinson_diagonal(lambda x: x @ hessian @ x / 2, jnp.ones(5), key, probes=2)
+    )(keys)
+    diagonal = np.diag(hessian)
+    variance = (np.sum(np.square(hessian), axis=1) - diagonal**2) / 2
+    np.testing.assert_allclose(found.mean(axis=0), diagonal, atol=0.2)
+    np.testing.assert_allclose(found.var(axis=0), variance, rtol=0.15)
+    with pytest.raises(ValueError, match="probes must be a whole number of one or more"):
+        hutchinson_diagonal(lambda x: x @ x, jnp.ones(2), keys[0], probes=0)
