@@ -1,6 +1,15 @@
 """Second-order optimization for deep learning: one method, one file, readable in one sitting."""
 
-from soaa_edu import curvature, data, kronecker, linear_solvers, models, optimizers, problems
+from soaa_edu import (
+    curvature,
+    data,
+    differential_equations,
+    kronecker,
+    linear_solvers,
+    models,
+    optimizers,
+    problems,
+)
 from soaa_edu.micro_batches import in_micro_batches
 from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_error
 from soaa_edu.optimizers import (
@@ -44,6 +53,7 @@ __all__ = [
     "adam_8bit",
     "curvature",
     "data",
+    "differential_equations",
     "ekfac",
     "first_order",
     "galore",

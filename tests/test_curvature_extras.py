@@ -16,6 +16,7 @@ from soaa_edu.curvature import (
     gauss_newton_matvec,
     hessian_matvec,
     hutchinson_diagonal,
+    jacobian,
 )
 from soaa_edu.problems import rosenbrock
 
@@ -37,6 +38,18 @@ def test_an_unknown_curvature_is_refused(classifier):
 def test_gauss_newton_of_a_function_is_refused_with_what_to_give_instead():
     with pytest.raises(TypeError, match=r"Gauss-Newton needs soaa_edu.Objective\(model, loss\)"):
         check_curvature(rosenbrock, "gauss_newton")
+
+
+@pytest.mark.parametrize("places", [(6,), (3, 2)], ids=["flat", "sequences"])
+def test_the_jacobian_has_a_row_for_each_output_and_parameters_in_their_order(
+    classifier, rng, places
+):
+    objective, params = classifier((4, 3, 3))
+    inputs = rng.normal(size=(*places, 4))
+    flat, unravel = ravel_pytree(params)
+    expected = jax.jit(jax.jacfwd(lambda x: objective.model(unravel(x), inputs).ravel()))(flat)
+    found = jax.jit(lambda p: jacobian(objective.model, p, inputs))(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("curvature", CURVATURES)
