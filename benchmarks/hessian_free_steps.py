@@ -44,6 +44,15 @@ def main() -> None:
             "the same, Levenberg-Marquardt": ten(damping=soaa_edu.levenberg_marquardt(1.0)),
         },
     )
+    print("the same network and batch (layer by layer at most the whole)")
+    compare(
+        larger,
+        512,
+        {
+            "Gauss-Newton, 10 CG iterations": ten(damping=1.0),
+            "the same, layer by layer": ten(damping=1.0, blocks="layers"),
+        },
+    )
     print(
         f"the slides' comparison, one seed, 7 epochs: {slides_comparison(objective):.0f} s of 240"
     )

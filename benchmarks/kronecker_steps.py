@@ -1,6 +1,7 @@
 """Steps of methods with Kronecker factors as multiples of Adam's, and those of other libraries."""
 
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -39,6 +40,17 @@ def main() -> None:
     )
     print("mlp([784, 256, 256, 10]) tanh, batch 512")
     compare(objective, 512, optimizers)
+    print("the same, beside K-FAC with its inverses every 10")
+    beside = {
+        "K-FAC": soaa_edu.kfac,
+        "EKFAC, bases and factors every 10 (at most 1.4)": soaa_edu.ekfac,
+        "EKFAC, bases every 10, factors always": partial(soaa_edu.ekfac, update_every=1),
+    }
+    compare(
+        objective,
+        512,
+        {name: make(objective, learning_rate=1e-2, damping=0.1) for name, make in beside.items()},
+    )
     if not PEERS_PYTHON.exists():
         print("the peers' environment could not be set up: make bench says why")
         return

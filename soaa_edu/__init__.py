@@ -6,6 +6,7 @@ from soaa_edu.objective import Loss, Objective, softmax_cross_entropy, squared_e
 from soaa_edu.optimizers import (
     Optimizer,
     adam_8bit,
+    ekfac,
     first_order,
     galore,
     hessian_free,
@@ -43,6 +44,7 @@ __all__ = [
     "adam_8bit",
     "curvature",
     "data",
+    "ekfac",
     "first_order",
     "galore",
     "hessian_free",

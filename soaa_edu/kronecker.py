@@ -245,28 +245,111 @@ def factors(
     Raises:
         ValueError: ``"sampled"`` without a key.
     """
-    if fisher == "sampled" and key is None:
-        raise ValueError('sampled targets need a key: give one, or take fisher="exact"')
-    model, loss = objective.model, objective.loss
-    examples = count_examples(loss, targets).astype(signals.outputs.dtype)
+    loss = objective.loss
     weights = weights_of(loss, targets)
-    names = model.dense_layers
+    names = objective.model.dense_layers
 
     def of_outputs(left: Any, right: Any) -> tuple[Any, Any]:
-        """Σ over examples of the products that make G, and of those on the diagonal."""
+        """What makes G, and what stands on the diagonal."""
         dense = {n: _product(left[n], right[n], sharing) for n in names}
-        others = {
-            n: jax.tree.map(lambda a, b: jnp.sum(a * b, axis=0), left[n], right[n])
-            for n in left
-            if n not in names
-        }
-        return dense, others
+        return dense, _squares_of_others(left, right, names)
 
-    def of_unit(unit: Any) -> tuple[Any, Any]:
+    of_dense, of_others = _mean_over_targets(of_outputs, objective, signals, targets, fisher, key)
+    of_inputs = {}
+    for name, layer in signals.dense.items():
+        rows, at = _rows_that_count(signals.inputs[name], layer["weight"], weights, sharing)
+        of_inputs[name] = _input_factor(rows, at, layer["weight"])
+    return Factors(of_inputs, of_dense, of_others)
+
+
+@exact_products()
+def second_moments(
+    objective: Any,
+    signals: Signals,
+    targets: Any,
+    *,
+    fisher: str = "sampled",
+    sharing: str = "expand",
+    key: jax.Array | None = None,
+) -> dict[str, Any]:
+    """S = E[(h̃ᵀδ)²] of each dense layer, ``(in + 1, out)``, and E[g²] of every other array.
+
+    With the signals ``in_bases``, S is the diagonal of a layer's Fisher block in the basis of the
+    products of U's and V's columns, W̃ read row by row, where an example's gradient is one product
+    h̃ᵀδ. A layer shared over positions has Σ h̃ᵀδ instead, whose square is not formed: as in
+    ``factors``, ``"expand"`` takes every position's product for itself, and ``"reduce"`` the mean
+    of h̃ and the sum of δ over a row's positions.
+
+    The arguments are those of ``factors``.
+
+    Raises:
+        ValueError: ``"sampled"`` without a key.
+    """
+    weights = weights_of(objective.loss, targets)
+    names = objective.model.dense_layers
+    rows = {
+        name: _rows_that_count(signals.inputs[name], layer["weight"], weights, sharing)[0]
+        for name, layer in signals.dense.items()
+    }
+
+    def of_outputs(left: Any, right: Any) -> dict[str, Any]:
+        dense = {}
+        for name, h in rows.items():
+            squares = _over_positions(left[name], sharing) * _over_positions(right[name], sharing)
+            dense[name] = _products(h if _are_ids(h) else h**2, squares, signals.dense[name])
+        return dense | _squares_of_others(left, right, names)
+
+    means = _mean_over_targets(of_outputs, objective, signals, targets, fisher, key)
+    return jax.tree.map(lambda mean: jnp.maximum(mean, 0), means)
+
+
+@exact_products()
+def in_bases(signals: Signals, bases: dict[str, tuple[Any, Any]]) -> Signals:
+    """The signals of dense layers Uᵀ W̃ V: h̃ U goes in and δ V comes back.
+
+    Where ``pull`` gave a dense layer's gradient it gives Uᵀ ∇W̃ V = Σ (h̃ U)ᵀ (δ V), a matrix.
+
+    Args:
+        signals: of a model's own layers.
+        bases: of each dense layer U ``(in + 1, in + 1)`` and V ``(out, out)``, orthonormal columns;
+            ``None`` for the identity.
+    """
+
+    def inputs_in(basis: Any, inputs: Any) -> Any:
+        if basis is None:
+            return inputs
+        return basis[inputs] if _are_ids(inputs) else inputs @ basis
+
+    inputs = {name: inputs_in(u, signals.inputs[name]) for name, (u, _) in bases.items()}
+
+    @exact_products()
+    def pull(cotangent: Any) -> tuple[Any, Any]:
+        gradient, backward = signals.pull(cotangent)
+        turned = {n: backward[n] if v is None else backward[n] @ v for n, (_, v) in bases.items()}
+        of_dense = {n: _products(inputs[n], turned[n], signals.dense[n]) for n in bases}
+        return {**gradient, **of_dense}, {**backward, **turned}
+
+    return signals._replace(inputs=inputs, pull=pull)
+
+
+def _mean_over_targets(
+    products: Callable, objective: Any, signals: Signals, targets: Any, fisher: str, key: Any
+) -> Any:
+    """The mean over the examples of ``products(left, right)``, a sum over the batch.
+
+    The backward signals left and right start from residuals of the mean loss, so that the products
+    of both, summed over all pairs, have the covariance of the gradients for their mean.
+    """
+    loss = objective.loss
+    if fisher == "sampled" and key is None:
+        raise ValueError('sampled targets need a key: give one, or take fisher="exact"')
+    examples = count_examples(loss, targets).astype(signals.outputs.dtype)
+
+    def of_unit(unit: Any) -> Any:
         unit = jnp.broadcast_to(unit, signals.outputs.shape)
         _, left = signals.pull(unit)
         _, right = signals.pull(loss.gradient_covariance(signals.outputs, targets, unit))
-        return of_outputs(left, right)
+        return products(left, right)
 
     if fisher == "exact":
         one = signals.outputs[0]
@@ -275,13 +358,17 @@ def factors(
         if fisher == "sampled":
             targets = loss.sample(key, signals.outputs, targets)
         _, backward = signals.pull(jax.grad(loss)(signals.outputs, targets))
-        total = of_outputs(backward, backward)
-    of_dense, of_others = jax.tree.map(lambda leaf: examples * leaf, total)
-    of_inputs = {}
-    for name, layer in signals.dense.items():
-        rows, at = _rows_that_count(signals.inputs[name], layer["weight"], weights, sharing)
-        of_inputs[name] = _input_factor(rows, at, layer["weight"])
-    return Factors(of_inputs, of_dense, of_others)
+        total = products(backward, backward)
+    return jax.tree.map(lambda leaf: examples * leaf, total)
+
+
+def _squares_of_others(left: Any, right: Any, dense_layers: tuple[str, ...]) -> dict[str, Any]:
+    """Σ g² over the examples, of every array outside the dense layers."""
+    return {
+        name: jax.tree.map(lambda a, b: jnp.sum(a * b, axis=0), left[name], right[name])
+        for name in left
+        if name not in dense_layers
+    }
 
 
 def factor_counts(loss: Any, signals: Signals, targets: Any, sharing: str = "expand") -> Factors:
@@ -363,10 +450,23 @@ def _input_factor(rows: jax.Array, at: jax.Array, weight: jax.Array) -> jax.Arra
 
 def _product(left: Any, right: Any, sharing: str) -> Any:
     """Σ δᵀδ over examples and positions, or over examples of the positions' sum."""
-    positions = tuple(range(1, left.ndim - 1))
+    return _gram(_over_positions(left, sharing), _over_positions(right, sharing))
+
+
+def _over_positions(signal: Any, sharing: str) -> Any:
+    """Backward signals ``(N, out)`` of all positions, or of each row their sum."""
     if sharing == "reduce":
-        left, right = left.sum(axis=positions), right.sum(axis=positions)
-    return _gram(left.reshape(-1, left.shape[-1]), right.reshape(-1, right.shape[-1]))
+        signal = signal.sum(axis=tuple(range(1, signal.ndim - 1)))
+    return signal.reshape(-1, signal.shape[-1])
+
+
+def _products(inputs: Any, outputs: Any, layer: Any) -> jax.Array:
+    """Σ hᵀδ over all positions."""
+    outputs = outputs.reshape(-1, outputs.shape[-1])
+    if _are_ids(inputs):
+        empty = jnp.zeros(layer["weight"].shape, outputs.dtype)
+        return empty.at[inputs.ravel()].add(outputs)
+    return inputs.reshape(-1, inputs.shape[-1]).T @ outputs
 
 
 def _gram(left: jax.Array, right: jax.Array) -> jax.Array:

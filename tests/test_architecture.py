@@ -27,6 +27,7 @@ SHARED_BY_OPTIMIZERS = {
     "blocks",
     "diagonal_fisher",
     "eigenbases",
+    "layer_steps",
     "parameters",
     "protocol",
     "refreshes",

@@ -21,6 +21,12 @@ WITH_OBJECTIVE = {
     "trust_region": lambda o: soaa_edu.trust_region(o, radius=None, update="cat"),
     "trust_region steihaug": lambda o: soaa_edu.trust_region(o, subproblem="steihaug"),
     "kfac": lambda o: soaa_edu.kfac(o, learning_rate=0.1, damping=0.1),
+    "ekfac": lambda o: soaa_edu.ekfac(
+        o, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(1.0), fisher="exact"
+    ),
+    "hessian_free by layers": lambda o: soaa_edu.hessian_free(
+        o, damping=1.0, curvature="gauss_newton", blocks="layers"
+    ),
     "kfac in micro-batches": lambda o: soaa_edu.kfac(
         o, learning_rate=0.1, damping=soaa_edu.levenberg_marquardt(1.0), micro_batches=3
     ),
@@ -31,6 +37,7 @@ WITH_OBJECTIVE = {
 OF_GRADIENTS = {
     "adam_8bit": soaa_edu.adam_8bit(0.1),
     "galore": soaa_edu.galore(0.1, rank=2),
+    "kl_shampoo": soaa_edu.kl_shampoo(0.1),
     "psgd": soaa_edu.psgd(0.1),
     "shampoo": soaa_edu.shampoo(0.1),
     "shampoo by eigenvalues": soaa_edu.shampoo(0.1, exponent=0.3),

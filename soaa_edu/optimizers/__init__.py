@@ -2,6 +2,7 @@
 
 from soaa_edu.optimizers.adam_8bit import adam_8bit, scale_by_adam_8bit
 from soaa_edu.optimizers.dropout import with_dropout
+from soaa_edu.optimizers.ekfac import ekfac
 from soaa_edu.optimizers.first_order import first_order
 from soaa_edu.optimizers.galore import galore, scale_by_galore
 from soaa_edu.optimizers.hessian_free import hessian_free
@@ -21,6 +22,7 @@ from soaa_edu.optimizers.trust_region import trust_region
 __all__ = [
     "Optimizer",
     "adam_8bit",
+    "ekfac",
     "first_order",
     "galore",
     "hessian_free",

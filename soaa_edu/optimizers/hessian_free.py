@@ -13,7 +13,7 @@ from soaa_edu.curvature import check_curvature, curvature_matvec
 from soaa_edu.linear_solvers.conjugate_gradients import conjugate_gradient
 from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
-from soaa_edu.optimizers.spans import spanned_by_rows
+from soaa_edu.optimizers.spans import RowSpace, check_layers, layer_by_layer, spanned_by_rows
 from soaa_edu.optimizers.trials import DampingRule, next_damping, predicted_decrease, try_step
 from soaa_edu.precision import exact_products
 
@@ -26,6 +26,7 @@ def hessian_free(
     curvature: str = "hessian",
     max_iterations: int = 50,
     tolerance: Any = 1e-5,
+    blocks: str | None = None,
 ) -> Optimizer:
     """Hessian-free Newton, as in the slides: θ ← θ - α d, (C + λI) d = g by conjugate gradients.
 
@@ -37,6 +38,12 @@ def hessian_free(
     adapted one grows until it no longer has.
     ``martens_hessian_free`` adds what Martens (2010) did.
 
+    With ``blocks="layers"`` C is block-diagonal. Each entry of ``params``, a layer's arrays
+    together, has a system of its own, (C_l + λI) d_l = g_l, with C_l the exact curvature of the
+    loss in that layer while the others stand still: the block for which K-FAC puts a Kronecker
+    product. A product with C_l runs from the layer to the outputs and back, so that products with
+    all blocks take as many passes as there are layers, shorter ones from the later layers.
+
     Args:
         objective: ``(params, batch) -> scalar``; an ``Objective`` for ``"gauss_newton"``.
         learning_rate: α.
@@ -45,30 +52,34 @@ def hessian_free(
         curvature: C, ``"hessian"`` or ``"gauss_newton"``.
         max_iterations: of conjugate gradients.
         tolerance: their residual relative to the gradient's norm.
+        blocks: ``"layers"`` for a system for each layer, with an α, β, residual and end of its own;
+            ``None`` for one system.
 
-    ``Info`` has ``cg_iterations`` and, with an adapted damping, ``damping`` (of this step),
-    ``reduction_ratio`` and ``accepted``.
+    ``Info`` has ``cg_iterations``, those of the layer that took most where there are blocks, and,
+    with an adapted damping, ``damping`` (of this step), ``reduction_ratio`` and ``accepted``.
 
     Raises:
         ValueError: a number out of its range, or an unknown curvature.
-        TypeError: ``"gauss_newton"`` without an ``Objective``.
+        TypeError: ``"gauss_newton"`` without an ``Objective``; at the start, ``"layers"`` where the
+            parameters are no dict of layers.
     """
     learning_rate = checks.positive("learning_rate", learning_rate)
     checks.whole("max_iterations", max_iterations)
     tolerance = checks.not_negative("tolerance", tolerance)
     check_curvature(objective, curvature)
+    if blocks is not None:
+        checks.one_of("blocks", blocks, ("layers",))
     rule = damping if isinstance(damping, DampingRule) else None
     if rule is None:
         damping = checks.not_negative("damping", damping)
 
     def init(params: Any) -> Any:
+        if blocks is not None:
+            check_layers(params)
         return () if rule is None else jnp.asarray(rule.initial, ravel_pytree(params)[0].dtype)
 
-    @exact_products()
-    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
-        strength = damping if rule is None else state
-        space = spanned_by_rows(objective, params, batch)
-        loss, gradient = jax.value_and_grad(space.objective)(space.coordinates, batch)
+    def solve(space: RowSpace, gradient: Any, batch: Any, strength: Any) -> tuple[Any, Any, Any]:
+        """The step in a space, the iterations it took, and what the undamped model promises."""
         multiply = curvature_matvec(space.objective, space.coordinates, batch, curvature)
 
         def matvec(v: Any) -> Any:
@@ -87,13 +98,31 @@ def hessian_free(
         direction = cg.solution
         if rule is None:
             direction = optax.tree.where(cg.iterations == 0, gradient, direction)
-        seen_update = jax.tree.map(lambda d: -learning_rate * d, direction)
+        update = jax.tree.map(lambda d: -learning_rate * d, direction)
+        return update, cg.iterations, predicted_decrease(matvec, gradient, update, space.metric)
+
+    def solve_each_layer(
+        space: RowSpace, gradient: Any, batch: Any, strength: Any
+    ) -> tuple[Any, Any, Any]:
+        solved = {
+            name: solve(part, gradient[name], batch, strength)
+            for name, part in layer_by_layer(space).items()
+        }
+        updates, iterations, predicted = zip(*solved.values())
+        return dict(zip(solved, updates)), jnp.max(jnp.stack(iterations)), sum(predicted)
+
+    @exact_products()
+    def step(params: Any, state: Any, batch: Any, key: Any) -> tuple[Any, Any, dict]:
+        strength = damping if rule is None else state
+        space = spanned_by_rows(objective, params, batch)
+        loss, gradient = jax.value_and_grad(space.objective)(space.coordinates, batch)
+        solve_all = solve if blocks is None else solve_each_layer
+        seen_update, iterations, predicted = solve_all(space, gradient, batch, strength)
         update = space.to_parameters(seen_update)
-        info = {"loss": loss, "cg_iterations": cg.iterations}
+        info = {"loss": loss, "cg_iterations": iterations}
         if rule is None:
             params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, update)
             return params, state, info
-        predicted = predicted_decrease(matvec, gradient, seen_update, space.metric)
         trial = try_step(objective, params, batch, loss, gradient, update, predicted)
         info |= {
             "damping": strength,

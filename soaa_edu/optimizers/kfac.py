@@ -1,7 +1,6 @@
 """K-FAC: natural gradient with a Kronecker product for each dense layer."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from soaa_edu import checks
-from soaa_edu.curvature import fisher_matvec, gauss_newton_matvec
 from soaa_edu.kronecker import (
     SHARINGS,
     Factors,
@@ -22,16 +20,22 @@ from soaa_edu.kronecker import (
 )
 from soaa_edu.linear_solvers.triangles import inverse_of_definite
 from soaa_edu.micro_batches import in_micro_batches, mean_over_micro_batches
-from soaa_edu.objective import Loss, Objective, weights_of
-from soaa_edu.optimizers.parameters import all_finite, in_float32
+from soaa_edu.optimizers.layer_steps import (
+    Reading,
+    between,
+    damping_of,
+    descent,
+    eigenvectors,
+    moving_part,
+    split,
+    stack,
+    take_step,
+    teaches,
+    turned_back,
+)
+from soaa_edu.optimizers.parameters import in_float32
 from soaa_edu.optimizers.protocol import Optimizer
 from soaa_edu.optimizers.refreshes import refreshed
-from soaa_edu.optimizers.trials import (
-    DampingRule,
-    next_damping,
-    predicted_decrease,
-    try_step,
-)
 from soaa_edu.precision import exact_products
 
 
@@ -117,8 +121,6 @@ def kfac(
             dense layer that is used twice or whose tap is left out, or a batch that can't be split
             into so many micro-batches.
     """
-    rule = damping if isinstance(damping, DampingRule) else None
-    by_eigenvectors = exact_damping or rule is not None
     check_layers(objective)
     check_fisher(objective, fisher)
     checks.one_of("sharing", sharing, SHARINGS)
@@ -126,33 +128,17 @@ def kfac(
     invert_every = checks.whole("invert_every", invert_every)
     micro_batches = checks.whole("micro_batches", micro_batches)
     decay = checks.fraction("decay", decay)
-    weight_decay = checks.not_negative("weight_decay", weight_decay)
-    momentum_at = schedule("momentum", momentum, checks.fraction)
-    rate_at = schedule("learning_rate", learning_rate, checks.positive)
-    damping_at = schedule("damping", 1.0 if rule else damping, checks.positive)
-    if kl_clip is not None:
-        kl_clip = checks.positive("kl_clip", kl_clip)
-    fisher_product: Callable = (
-        fisher_matvec if isinstance(objective.loss, Loss) else gauss_newton_matvec
-    )
+    how = descent(learning_rate, damping, momentum, kl_clip, weight_decay)
     prepare, solve = (
-        (_eigenvectors, _divide_by_product) if by_eigenvectors else (_invert, _divide_by_factors)
+        (_eigenvectors, _divide_by_product)
+        if exact_damping or how.rule is not None
+        else (_invert, _divide_by_factors)
     )
-
-    def moving_part(params: Any) -> tuple[Any, Any, Any]:
-        """The objective of the layers that move, and those and the others' arrays."""
-        unknown = set(frozen) - set(params)
-        if unknown:
-            raise ValueError(f"there is no layer {min(unknown)!r} to freeze: take {list(params)}")
-        still = {name: params[name] for name in frozen}
-        moving = {name: layer for name, layer in params.items() if name not in still}
-        return with_constants(objective, still), moving, still
 
     def init(params: Any) -> KfacState:
-        of_moving, moving, _ = moving_part(params)
+        of_moving, moving, _ = moving_part(objective, params, frozen)
         zero = no_factors(of_moving.model, moving, sharing)
-        dtype = jax.tree.leaves(zero)[0].dtype
-        first = jnp.asarray(damping_at(0) if rule is None else rule.initial, dtype)
+        first = jnp.asarray(how.damping(0), jax.tree.leaves(zero)[0].dtype)
         return KfacState(
             steps=jnp.zeros((), jnp.int32),
             factors=zero,
@@ -163,34 +149,31 @@ def kfac(
 
     @exact_products()
     def step(params: Any, state: KfacState, batch: Any, key: Any) -> tuple[Any, KfacState, dict]:
-        objective, params, still = moving_part(params)
+        of_moving, params, still = moving_part(objective, params, frozen)
         updates = state.steps % update_every == 0
 
         def read(part: Any, key: Any) -> tuple[Any, Any]:
             """Loss, gradient and the factors that are due, and over how many each is a mean."""
             inputs, targets = part
-            signals = run_forward(objective.model, params, inputs)
-            loss, residual = jax.value_and_grad(objective.loss)(signals.outputs, targets)
+            signals = run_forward(of_moving.model, params, inputs)
+            loss, residual = jax.value_and_grad(of_moving.loss)(signals.outputs, targets)
             gradient, _ = signals.pull(residual)
             options = {"fisher": fisher, "sharing": sharing, "key": key}
             found = refreshed(
-                updates, lambda: factors(objective, signals, targets, **options), state.factors
+                updates, lambda: factors(of_moving, signals, targets, **options), state.factors
             )
-            counts = factor_counts(objective.loss, signals, targets, sharing)
+            counts = factor_counts(of_moving.loss, signals, targets, sharing)
             return (loss, gradient, found), (counts.diagonal, counts.diagonal, counts)
 
         loss, gradient, found = mean_over_micro_batches(read, batch, key, micro_batches)
-        learning = jnp.isfinite(loss) & all_finite(gradient)
-        learning &= jnp.any(weights_of(objective.loss, batch[1]) > 0)
+        learning = teaches(of_moving, loss, gradient, batch[1])
         average = refreshed(
             learning & updates,
             lambda: optax.tree.update_moment(found, state.factors, decay, 1),
             state.factors,
         )
         weight = 1 - decay ** (1 + state.steps // update_every)
-        strength = state.damping
-        if rule is None:
-            strength = jnp.asarray(damping_at(state.steps), state.damping.dtype)
+        strength = damping_of(how, state)
         inverses = refreshed(
             learning & (state.steps % invert_every == 0),
             lambda: prepare(jax.tree.map(lambda leaf: leaf / weight, average), strength),
@@ -204,60 +187,13 @@ def kfac(
             return jax.tree.map(lambda g, d: g / (d / weight + strength), layer, diagonal)
 
         direction = {name: divide(name, layer) for name, layer in gradient.items()}
-        rate, momentum = rate_at(state.steps), momentum_at(state.steps)
-        if kl_clip is not None:
-            divergence = rate**2 * optax.tree.vdot(gradient, direction)
-            rate = rate * jnp.minimum(1, jnp.sqrt(kl_clip / divergence))
-        if checks.concrete(weight_decay) != 0:
-            direction = jax.tree.map(lambda d, p: d + weight_decay * p, direction, params)
-        update = jax.tree.map(
-            lambda v, d: jnp.where(learning, momentum * v - rate * d, 0).astype(v.dtype),
-            state.velocity,
-            direction,
-        )
-        info = {"loss": loss, "damping": strength}
-        state = state._replace(
-            steps=state.steps + learning, factors=average, inverses=inverses, damping=strength
-        )
-        if rule is None:
-            velocity = optax.tree.where(learning, update, state.velocity)
-            moved = optax.apply_updates(params, update)
-            return {**moved, **still}, state._replace(velocity=velocity), info
-        objective = in_micro_batches(objective, micro_batches)
-        matvec = fisher_product(objective, params, batch)
-        predicted = predicted_decrease(matvec, gradient, update)
-        trial = try_step(objective, params, batch, loss, gradient, update, predicted)
-        info |= {"reduction_ratio": trial.reduction_ratio, "accepted": trial.accepted}
-        following = next_damping(rule, strength, trial)
-        state = state._replace(
-            velocity=jax.tree.map(lambda u: jnp.where(trial.accepted, u, 0), update),
-            damping=jnp.where(learning, following, strength),
-        )
-        return {**trial.params, **still}, state, info
+        state = state._replace(factors=average, inverses=inverses)
+        whole = in_micro_batches(of_moving, micro_batches)
+        reading = Reading(loss, gradient, learning)
+        moved, state, info = take_step(how, whole, params, batch, state, reading, direction)
+        return {**moved, **still}, state, info
 
     return in_float32(Optimizer(init, step, objective))
-
-
-def schedule(name: str, value: Any, check: Callable) -> Callable:
-    """``steps taken -> value``, of an optax schedule or a number."""
-    if callable(value):
-        return value
-    number = check(name, value)
-    return lambda steps: number
-
-
-def with_constants(objective: Any, still: Any) -> Any:
-    """The objective of the layers that are not in ``still``."""
-    if not still:
-        return objective
-    model = objective.model
-
-    def forward(params: Any, inputs: Any, taps: Any) -> tuple[Any, Any]:
-        return model.forward({**params, **still}, inputs, taps)
-
-    names = tuple(name for name in model.dense_layers if name not in still)
-    restricted = replace(model, forward=forward, dense_layers=names)
-    return Objective(restricted, objective.loss)
 
 
 def _invert(average: Factors, damping: jax.Array) -> dict[str, tuple]:
@@ -288,48 +224,14 @@ def _inverse(factor: jax.Array, damping: jax.Array) -> jax.Array:
 
 def _divide_by_factors(inverses: tuple, layer: Any, damping: jax.Array) -> Any:
     of_inputs, of_outputs = inverses
-    return _split(_between(of_inputs, _stack(layer), of_outputs), layer)
-
-
-def _between(left: Any, matrix: jax.Array, right: Any) -> jax.Array:
-    """Lᵀ M R, a vector standing for a diagonal and ``None`` for the identity."""
-    if left is not None:
-        matrix = left.T @ matrix if left.ndim > 1 else left[:, None] * matrix
-    if right is not None:
-        matrix = matrix @ right if right.ndim > 1 else matrix * right
-    return matrix
+    return split(between(of_inputs, stack(layer), of_outputs), layer)
 
 
 def _eigenvectors(average: Factors, damping: jax.Array) -> dict[str, tuple]:
-    """Both factors' eigenvalues and eigenvectors, rounding's negative eigenvalues as zeros."""
-
-    def decompose(factor: jax.Array) -> tuple[jax.Array, Any]:
-        if factor.ndim == 1:
-            return factor, None
-        values, vectors = jnp.linalg.eigh(factor)
-        return jnp.maximum(values, 0), vectors
-
-    return {
-        name: (decompose(average.inputs[name]), decompose(average.outputs[name]))
-        for name in average.inputs
-    }
+    return eigenvectors(average)
 
 
-def _divide_by_product(eigenvectors: tuple, layer: Any, damping: jax.Array) -> Any:
-    (a, u), (g, v) = eigenvectors
-    quotient = _between(u, _stack(layer), v) / (jnp.outer(a, g) + damping)
-    back = [None if basis is None else basis.T for basis in (u, v)]
-    return _split(_between(back[0], quotient, back[1]), layer)
-
-
-def _stack(layer: Any) -> jax.Array:
-    """W̃: the weight, and the bias as its last row where there is one."""
-    if "bias" not in layer:
-        return layer["weight"]
-    return jnp.concatenate([layer["weight"], layer["bias"][None]])
-
-
-def _split(stacked: jax.Array, layer: Any) -> Any:
-    if "bias" not in layer:
-        return {"weight": stacked}
-    return {"weight": stacked[:-1], "bias": stacked[-1]}
+def _divide_by_product(decomposed: tuple, layer: Any, damping: jax.Array) -> Any:
+    (a, u), (g, v) = decomposed
+    quotient = between(u, stack(layer), v) / (jnp.outer(a, g) + damping)
+    return turned_back(quotient, (u, v), layer)

@@ -7,6 +7,7 @@ without a bias has X̃ = X.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +25,11 @@ class RowSpace(NamedTuple):
 
     Attributes:
         objective: like the original, of the coordinates.
-        coordinates: where the parameters stand.
+        coordinates: where the parameters stand; like them, but for the input layer, which is an
+            array ``(size, out)``, zero.
         to_parameters: a direction in the coordinates -> the direction in the parameters.
-        metric: v -> K v with K the Gram matrix of the coordinates' basis.
+        metric: v -> K v with K the Gram matrix of the coordinates' basis, v having all of their
+            layers or some.
     """
 
     objective: Callable
@@ -67,12 +70,53 @@ def spanned_by_rows(objective: Any, params: Any, batch: Any) -> RowSpace:
     if count >= width or count**2 * width > PRODUCTS * saved_by_a_product:
         return _everything(objective, params)
     gram = rows @ rows.T
+    seen_layer = objective.model.input_layer
 
     def metric(v: Any) -> Any:
-        return {**v, "seen": gram @ v["seen"]}
+        return {name: gram @ part if name == seen_layer else part for name, part in v.items()}
 
     seen = _restricted(objective, params, count, lambda change: change, rows.T)
     return seen._replace(metric=metric)
+
+
+def check_layers(params: Any) -> None:
+    """Raise ``TypeError`` unless the parameters are a dict of layers."""
+    if not isinstance(params, dict) or not params:
+        raise TypeError(
+            "a block for each layer needs parameters that are a dict, name -> a layer's arrays, "
+            f"got {type(params).__name__}: name the layers, or take the whole matrix, blocks=None"
+        )
+
+
+def layer_by_layer(space: RowSpace) -> dict[str, RowSpace]:
+    """Each layer's own coordinates, the other layers standing still.
+
+    Their ``to_parameters`` leave the coordinates as they are.
+
+    Raises:
+        TypeError: the coordinates are no dict of layers.
+    """
+    check_layers(space.coordinates)
+    return {name: _alone(space, name) for name in space.coordinates}
+
+
+def _alone(space: RowSpace, name: str) -> RowSpace:
+    def complete(layer: Any) -> Any:
+        return {**space.coordinates, name: layer}
+
+    return RowSpace(
+        _composed(space.objective, complete),
+        space.coordinates[name],
+        lambda direction: direction,
+        lambda v: space.metric({name: v})[name],
+    )
+
+
+def _composed(objective: Any, complete: Callable) -> Callable:
+    if isinstance(objective, Objective):
+        model = objective.model
+        return replace(objective, model=lambda layer, inputs: model(complete(layer), inputs))
+    return lambda layer, batch: objective(complete(layer), batch)
 
 
 def _everything(objective: Any, params: Any) -> RowSpace:
@@ -99,21 +143,19 @@ def _restricted(
     """Coordinates ``(size, out)`` of the input layer's change, and the other layers as they are."""
     model = objective.model
     name = model.input_layer
-    layer, rest = params[name], {k: v for k, v in params.items() if k != name}
+    layer = params[name]
     width = layer["weight"].shape[1]
 
     def restricted_model(coordinates: Any, inputs: Any) -> Any:
-        tap = to_change(coordinates["seen"]).reshape(*inputs.shape[:-1], width)
-        return model.forward({**coordinates["rest"], name: layer}, inputs, {name: tap})[0]
+        tap = to_change(coordinates[name]).reshape(*inputs.shape[:-1], width)
+        return model.forward({**coordinates, name: layer}, inputs, {name: tap})[0]
 
     def to_parameters(direction: Any) -> Any:
-        change = basis @ direction["seen"]
+        change = basis @ direction[name]
         of_layer = {"weight": change}
         if "bias" in layer:
             of_layer = {"weight": change[:-1], "bias": change[-1]}
-        return {**direction["rest"], name: of_layer}
+        return {**direction, name: of_layer}
 
-    still = jnp.zeros((size, width), basis.dtype)
-    return RowSpace(
-        Objective(restricted_model, objective.loss), {"seen": still, "rest": rest}, to_parameters
-    )
+    start = {**params, name: jnp.zeros((size, width), basis.dtype)}
+    return RowSpace(Objective(restricted_model, objective.loss), start, to_parameters)

@@ -15,6 +15,7 @@ from soaa_edu.linear_solvers import CUBIC, QUINTIC
 from soaa_edu.optimizers import (
     Optimizer,
     adam_8bit,
+    ekfac,
     first_order,
     galore,
     hessian_free,
@@ -199,8 +200,12 @@ BUILDERS: dict[str, Callable[..., Optimizer]] = {
     "newton": _of_objective(newton),
     "hessian_free": _of_objective(hessian_free),
     "gauss_newton": _of_objective(partial(hessian_free, curvature="gauss_newton")),
+    "gauss_newton_layers": _of_objective(
+        partial(hessian_free, curvature="gauss_newton", blocks="layers")
+    ),
     "trust_region": _of_objective(trust_region),
     "kfac": _of_objective(kfac),
+    "ekfac": _of_objective(ekfac),
     "shampoo": _of_gradients(shampoo),
     "kl_shampoo": _of_gradients(kl_shampoo),
     "muon": _muon,

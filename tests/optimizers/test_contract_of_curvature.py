@@ -21,9 +21,23 @@ METHODS = {
     "trust_region": partial(soaa_edu.trust_region, radius=np.float64(0.5)),
     "cat": partial(soaa_edu.trust_region, radius=None, update="cat", subproblem="steihaug"),
     "kfac": partial(soaa_edu.kfac, learning_rate=np.float64(0.1), damping=LAMBDA),
+    "layers": partial(
+        soaa_edu.hessian_free, damping=RULE, curvature="gauss_newton", blocks="layers"
+    ),
+    "ekfac": partial(soaa_edu.ekfac, learning_rate=np.float64(0.1), damping=LAMBDA),
+    "ekfac_adapted": partial(soaa_edu.ekfac, learning_rate=0.5, damping=RULE, fisher="exact"),
     "kfac_adapted": partial(soaa_edu.kfac, learning_rate=0.5, damping=RULE, fisher="exact"),
 }
-TRIED = ("adapted", "martens", "trust_region", "cat", "kfac_adapted")
+TRIED = (
+    "adapted",
+    "layers",
+    "martens",
+    "trust_region",
+    "cat",
+    "kfac_adapted",
+    "ekfac_adapted",
+)
+WARY = (*TRIED, "kfac", "ekfac")
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32, "float64": jnp.float64}
 STEPS = 12
 
@@ -90,7 +104,7 @@ def test_it_trains_keeps_its_types_and_survives_broken_batches(name, dtype):
     assert jax.tree.map(lambda x: x.dtype, moved) == jax.tree.map(lambda x: x.dtype, params)
     losses = np.asarray(info["loss"], np.float64)
     good = [i for i, one in enumerate(sequence) if one is batch]
-    if name in TRIED or name == "kfac":
+    if name in WARY:
         assert np.all(np.isfinite(losses[good]))
         assert losses[-1] < losses[4] < losses[0]
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state))
@@ -144,7 +158,11 @@ def test_nothing_to_learn_from_changes_nothing(name):
     _, state, _ = jax.jit(partial(run, optimizer))(params, repeated(batch, 3))
     unlabelled = batch[0], jnp.full_like(batch[1], -1)
     moved, following, _ = jax.jit(optimizer.step)(params, state, unlabelled, jax.random.key(0))
-    kept = {"martens": "solution", "kfac_adapted": "velocity"}.get(name)
+    kept = {
+        "martens": "solution",
+        "kfac_adapted": "velocity",
+        "ekfac_adapted": "velocity",
+    }.get(name)
     if kept:
         state, following = (s._replace(**{kept: None}) for s in (state, following))
     same(following, state, 0)

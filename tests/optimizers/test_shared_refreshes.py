@@ -17,6 +17,7 @@ def first_order(method, **options):
 
 
 BUILDERS = {
+    "ekfac": lambda rate: soaa_edu.ekfac(OBJECTIVE, learning_rate=rate, damping=rate),
     "galore": first_order(soaa_edu.galore, rank=2, refresh_every=7),
     "kfac": lambda rate: soaa_edu.kfac(OBJECTIVE, learning_rate=rate, damping=rate),
     "kfac by eigenvectors": lambda rate: soaa_edu.kfac(

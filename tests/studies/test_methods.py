@@ -28,6 +28,8 @@ SINGLE = {
     "hessian_free": {"damping": 1.0},
     "trust_region": {"radius": 0.1},
     "galore": {"learning_rate": 1e-3, "rank": 2},
+    "ekfac": {"learning_rate": 0.1, "damping": 1.0},
+    "gauss_newton_layers": {"damping": 1.0},
     "kl_shampoo": {"learning_rate": 1e-3},
     "sophia": {"learning_rate": 1e-3},
 }
