@@ -168,12 +168,48 @@ LEDGER = {
         "prose, and that SOAA “consumed more memory than both 8-bit optimizers and GaLore”",
         "soaa_race",
     ),
+    "L1": Claim(
+        "full GN updates yield substantial gains over existing optimizers, achieving a 5.4x "
+        "reduction in training iterations compared to strong baselines like SOAP and Muon. … a "
+        "precise layerwise GN preconditioner … nearly matches the performance of the full GN "
+        "method",
+        "Abreu et al. (2026): transformers of up to 150M parameters",
+        "exact_gauss_newton",
+    ),
+    "L2": Claim(
+        "KL-Shampoo does not rely on Adam to attain competitive performance … Across our "
+        "experiments, KL-Shampoo consistently outperforms SOAP, Shampoo, and even KL-SOAP",
+        "Lin et al. (2026): pre-training of language models",
+        "grafting",
+    ),
+    "L3": Claim(
+        "grafting from Adam mitigates the staleness and mis-scaling of the preconditioner's "
+        "eigenvalues and … correcting the eigenvalues directly eliminates the need for learning "
+        "rate grafting",
+        "Eschenhagen et al. (2025): Shampoo on three AlgoPerf workloads",
+        "grafting",
+    ),
     "L4": Claim(
         "It is therefore possible to interpret Muon with momentum turned off as a kind of "
         "“instantaneous” or “accumulation-free” Shampoo.",
         "a factor of 1.35 on the NanoGPT speed-run (Jordan et al. 2024), “a FLOP overhead below "
         "1%”, and an outside finding that Shampoo is ahead per token (Eschenhagen et al. 2026)",
         "muon",
+    ),
+    "L6": Claim(
+        "(quasi) second-order optimization methods inherently mitigate gradient conflicts, thereby "
+        "consistently outperforming the widely used Adam optimizer",
+        "of physics-informed networks: SOAP's accuracy 2 to 10 times that of methods before it on "
+        "10 equations (arXiv 2502.00604)",
+        "differential_equations",
+    ),
+    "L7": Claim(
+        "the maximum eigenvalue of the training loss Hessian hovers just above the value 2/(step "
+        "size), and the training loss behaves non-monotonically over short timescales, yet "
+        "consistently decreases over long timescales.",
+        "of full-batch gradient descent (Cohen et al. 2021); for Adam with β₁ = 0.9 the "
+        "preconditioned Hessian's at 38/η (Cohen et al. 2022)",
+        "edge_of_stability",
     ),
 }
 

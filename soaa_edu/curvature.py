@@ -231,6 +231,28 @@ def dense(matvec: Matvec, params: Any) -> jax.Array:
 
 
 @exact_products()
+def jacobian(model: Callable, params: Any, inputs: Any) -> jax.Array:
+    """J ``(outputs, n)``, one row for each output, columns as ``ravel_pytree(params)`` has them.
+
+    Every example is differentiated by itself: its outputs must depend on its own inputs alone. So J
+    costs about as much as one gradient, where columns or rows by themselves cost n or as many
+    passes over the whole batch as it has outputs.
+
+    Args:
+        model: ``(params, inputs) -> outputs``.
+        params: any pytree.
+        inputs: a tree of arrays with the examples on the first axis.
+    """
+    flat, unravel = ravel_pytree(params)
+
+    def of_example(example: Any) -> Any:
+        alone = jax.tree.map(lambda x: x[None], example)
+        return jax.jacrev(lambda p: model(unravel(p), alone))(flat)
+
+    return jax.vmap(of_example)(inputs).reshape(-1, flat.size)
+
+
+@exact_products()
 def apply_to_identity(function: Callable, size: int, dtype: Any) -> jax.Array:
     """What ``function`` makes of each unit vector of ``size`` numbers, one row for each.
 

@@ -19,7 +19,7 @@ FLOORS = [
     {"training", "timing", "plotting"},
     {"optimizers"},
     {"kronecker", "micro_batches"},
-    {"curvature", "linear_solvers"},
+    {"curvature", "linear_solvers", "differential_equations"},
     {"objective", "models", "problems", "data"},
     {"checks", "precision", "provenance", "storage"},
 ]

@@ -47,7 +47,13 @@ SOURCES = {
         "early_refreshes",
     ),
     "soaa": ("soaa_costs", "soaa_ablation", "soaa_and_cat", "soaa_race"),
-    "literature": ("muon",),
+    "literature": (
+        "exact_gauss_newton",
+        "grafting",
+        "muon",
+        "differential_equations",
+        "edge_of_stability",
+    ),
 }
 """The studies of each source, a folder each."""
 NAMES = tuple(name for names in SOURCES.values() for name in names)

@@ -46,6 +46,7 @@ def _look(label: str, color: str, linestyle: str = "-") -> dict[str, Any]:
 
 
 METHODS: dict[str, dict[str, Any]] = {
+    "gradient_descent": _look("Gradient descent", BLUE, "-."),
     "sgd": _look("SGD", SKY, "--"),
     "sgd_at_0.1": _look("SGD, 0.1", SKY),
     "sgd_at_0.5/4": _look("SGD, 0.5/4", SKY, "-."),
@@ -60,6 +61,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hessian_free": _look("Hessian-free, λ = 32", ORANGE),
     "gauss_newton_at_4": _look("Gauss-Newton, λ = 4", GREEN),
     "gauss_newton": _look("Gauss-Newton", GREEN, "--"),
+    "gauss_newton_dense": _look("Gauss-Newton, solved exactly", VERMILLION),
     "levenberg_marquardt": _look("Gauss-Newton, Levenberg-Marquardt", PURPLE, "-."),
     "trust_region": _look("Newton-Lanczos trust region", VERMILLION, ":"),
     "cat": _look("CAT, first radius", BLUE),
@@ -69,6 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ekfac": _look("EKFAC", BLUE, "--"),
     "kfac_fresh": _look("K-FAC, inverting at every step", BLUE, ":"),
     "shampoo": _look("Shampoo", VERMILLION),
+    "shampoo_plain": _look("Shampoo, no grafting", VERMILLION, ":"),
     "kl_shampoo": _look("KL-Shampoo", VERMILLION, "-."),
     "muon": _look("Muon", VERMILLION, "--"),
     "shampoo_without_memory": _look("Shampoo without memory", SKY, "-."),
