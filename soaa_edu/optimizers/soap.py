@@ -98,9 +98,12 @@ def scale_by_soap(
     What rounding leaves beside the diagonal counts as zero there, since Adam would take it for as
     much as the rest.
 
-    Later each refresh is one power iteration (algorithm 4), ahead of the step instead of behind it:
-    the columns of L Q, sorted by their estimated eigenvalues, are made orthogonal by QR. V's rows
-    and columns follow their eigenvectors, and M is turned into the new bases.
+    Later each refresh is one power iteration (algorithm 4): the columns of L Q, sorted by their
+    estimated eigenvalues, are made orthogonal by QR. V's rows and columns follow their
+    eigenvectors, and M is turned into the new bases. L and R are those that the step before left,
+    as in the paper, which refreshes behind a step. Bases that had taken in G itself would make it
+    more diagonal than the gradients in V, and Adam would divide what is left beside the diagonal
+    by too little.
 
     Kernels are matrices with all axes but the last as rows, and long axes are split into blocks.
     Vectors get Adam.
@@ -150,7 +153,7 @@ def scale_by_soap(
             return first_bases(statistics), state.first_moment, state.second_moment
 
         def turned() -> tuple:
-            images = jax.tree.map(jnp.matmul, statistics, state.bases)
+            images = jax.tree.map(jnp.matmul, state.statistics, state.bases)
             orders = jax.tree.map(_largest_first, state.bases, images)
             bases = turned_bases(images, orders)
             first_moment = jax.tree.map(rotate_back, state.first_moment, state.bases)
