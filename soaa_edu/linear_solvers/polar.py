@@ -60,14 +60,18 @@ def newton_schulz(
         raise ValueError("coefficients are empty: take CUBIC or QUINTIC")
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = _normalized(matrix.mT if tall else matrix)
-    identity = jnp.eye(x.shape[-2], dtype=x.dtype)
     for _ in range(iterations):
-        square = x @ x.mT
-        polynomial = coefficients[-1] * identity
-        for coefficient in coefficients[-2::-1]:
-            polynomial = coefficient * identity + polynomial @ square
-        x = polynomial @ x
+        x = _polynomial(coefficients, x @ x.mT) @ x
     return x.mT if tall else x
+
+
+def _polynomial(coefficients: Sequence[float], square: jax.Array) -> jax.Array:
+    """Σ cₖ Aᵏ by Horner's rule, with a product less than there are powers."""
+    first, *rest = coefficients
+    constant = first * jnp.eye(square.shape[-1], dtype=square.dtype)
+    if len(rest) < 2:
+        return constant + sum(c * square for c in rest)
+    return constant + square @ _polynomial(rest, square)
 
 
 def _normalized(matrix: jax.Array) -> jax.Array:

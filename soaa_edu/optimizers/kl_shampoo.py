@@ -85,7 +85,7 @@ def scale_by_kl_shampoo(
     block_size: int = 1024,
     ridge: Any = 1e-6,
 ) -> optax.GradientTransformationExtraArgs:
-    """KL-Shampoo's direction, an optax transformation (Lin et al. 2026, claim 2 and section 4).
+    """KL-Shampoo's direction, an optax transformation (Lin et al. 2026, claim 2).
 
     Among all Kronecker products, S_A ⊗ S_B is nearest to the second moment of the gradient G,
     (a, b), in the sense of KL(N(0, E[ggᵀ]) ‖ N(0, S_A ⊗ S_B)), where
