@@ -13,9 +13,9 @@ the whole. The source searches the length of every step, so the learning rate is
 
 The source goes to 150 million parameters and to batches of millions of tokens; here are 19
 thousand, and 2,048 tokens a step. Budget: at the quick scale some 20 runs of a second or two; at
-the laptop scale some 100 runs of 5 to 40 seconds. At the gpu scale the decoder has 0.8 million parameters
-and a step 65,536 tokens; a method is one program of nine runs side by side. By arithmetic, not
-measured: 7 programs, 1 to 2 minutes each.
+the laptop scale some 100 runs of 5 to 40 seconds. At the gpu scale the decoder has 0.8 million
+parameters and a step 65,536 tokens; a method is one program of nine runs side by side. By
+arithmetic, not measured: 7 programs, 1 to 2 minutes each.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ BASELINES = ("soap", "muon")
 FIELD = (*EXACT, *BASELINES, "kfac", "shampoo", "adamw")
 REPORTED = 5.4
 TWO_NUMBERS = {
-    **dict.fromkeys(EXACT, {"learning_rate": (0.5, 2.0), "damping": (0.1, 4.0)}),
+    **{method: {"learning_rate": (0.5, 2.0), "damping": (0.1, 4.0)} for method in EXACT},
     "kfac": {"learning_rate": (0.1, 3.0), "damping": (0.1, 10.0)},
 }
 """The middle of each axis of a grid, and the ratio of its values."""
