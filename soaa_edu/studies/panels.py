@@ -52,10 +52,11 @@ def curves(
             first.set_label(look["label"])
         else:
             plotting.band(axes, x, loss, **METHODS[method])
-    axes.set(xlabel=_along(against), ylabel=LOSS)
+    axes.set(xlabel=along(against), ylabel=LOSS)
 
 
-def _along(against: str) -> str:
+def along(against: str) -> str:
+    """The label of an axis of steps, epochs or seconds."""
     return "seconds, compilation left out" if against == "second" else against
 
 

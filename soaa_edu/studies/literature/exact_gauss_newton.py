@@ -35,7 +35,7 @@ from soaa_edu.optimizers import Optimizer
 from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
 from soaa_edu.studies.race import Task, races, step_costs
-from soaa_edu.studies.results import final_loss, middles
+from soaa_edu.studies.results import capped, final_loss, middles
 from soaa_edu.studies.searches import Grid, grid_around, middle
 from soaa_edu.studies.tables import COLUMNS, as_text
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
@@ -229,10 +229,17 @@ def table(results: dict) -> str:
 
 
 def draw_losses(axes: Axes, results: dict, against: str) -> None:
-    """Training loss against steps or seconds on a log scale, and the target."""
-    panels.curves(axes, results, FIELD, against=against)
+    """Median training loss against steps or seconds on log scales, and the target."""
+    for method in FIELD:
+        losses = capped(stored.over_runs(results, "loss", method=method))
+        x = middles(losses.shape[1], stored.steps(results, method=method))
+        if against == "second":
+            x = x * np.median(stored.cost(results, "seconds_a_step", method))
+        axes.plot(x, np.median(losses, axis=0), **methods.METHODS[method])
     axes.axhline(target(results), color=plotting.BLACK, linewidth=0.8, linestyle=(0, (1, 3)))
-    axes.set(xscale="log")
+    ends = [final_loss(results, method=method).min() for method in FIELD]
+    axes.set(xscale="log", ylim=(0.95 * min(ends), 2.5 * min(ends)))
+    axes.set(xlabel=panels.along(against), ylabel=panels.LOSS)
 
 
 def figure(results: dict) -> Figure:
