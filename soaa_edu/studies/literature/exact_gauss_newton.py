@@ -9,10 +9,7 @@ highest loss that any of them ends at, so that all of them get there.
 
 A first run took full steps of Gauss-Newton and tuned its damping alone. The whole one was the same,
 but the steps of all layers together went too far, and layer by layer took 5.9 times the steps of
-the whole. The source searches the length of every step, so the learning rate is tuned here too. A
-second run lost one of five runs of the whole matrix, at a point that one tuning seed had chosen at
-the edge of stability. So every method is tuned once more, on three seeds and a grid finer by √2
-around its best, and run on nine seeds; these are the runs that count.
+the whole. The source searches the length of every step, so the learning rate is tuned here too.
 
 The source goes to 150 million parameters and to batches of millions of tokens; here are 19
 thousand, and 2,048 tokens a step. Budget: at the quick scale some 20 runs of a second or two; at
@@ -37,9 +34,9 @@ from soaa_edu.objective import Objective, softmax_cross_entropy
 from soaa_edu.optimizers import Optimizer
 from soaa_edu.studies import methods, panels
 from soaa_edu.studies import results as stored
-from soaa_edu.studies.race import Task, finer_races, races, step_costs
+from soaa_edu.studies.race import Task, races, step_costs
 from soaa_edu.studies.results import capped, final_loss, middles
-from soaa_edu.studies.searches import FINE_TUNING_SEEDS, Grid, grid_around, middle
+from soaa_edu.studies.searches import Grid, grid_around, middle
 from soaa_edu.studies.tables import COLUMNS, as_text
 from soaa_edu.studies.verdicts import Clause, Verdict, judge, mean_and_spread, measured
 
@@ -73,31 +70,14 @@ class Settings(NamedTuple):
     iterations: int = 20
     tries: int = 9
     seeds: int = 5
-    refined_seeds: int = 9
-    minutes: float = 60.0
+    minutes: float = 40.0
 
 
 SCALES = {
-    "quick": Settings(
-        steps=8,
-        batch_size=16,
-        width=8,
-        iterations=5,
-        tries=1,
-        seeds=3,
-        refined_seeds=0,
-        minutes=1.5,
-    ),
+    "quick": Settings(steps=8, batch_size=16, width=8, iterations=5, tries=1, seeds=3, minutes=1.5),
     "laptop": Settings(),
     "gpu": Settings(
-        steps=100,
-        batch_size=512,
-        length=128,
-        width=128,
-        depth=4,
-        iterations=50,
-        refined_seeds=0,
-        minutes=14.0,
+        steps=100, batch_size=512, length=128, width=128, depth=4, iterations=50, minutes=14.0
     ),
 }
 
@@ -140,14 +120,6 @@ def cells(settings: Settings) -> dict[str, Cell]:
         one = partial(_constant, share)
         given = task(method, settings)
         found |= races([given], [method], built, points, seeds=settings.seeds, share=one)
-        if settings.refined_seeds:
-            found |= finer_races(
-                [given],
-                [method],
-                built,
-                seeds=settings.refined_seeds,
-                tuning_seeds=FINE_TUNING_SEEDS,
-            )
     return found | {stored.name(cost="step"): Cell(partial(_seconds, settings))}
 
 
