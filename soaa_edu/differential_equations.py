@@ -131,8 +131,8 @@ def collocation(
     weight = checks.positive("weight", weight)
     low, high = jnp.asarray(equation.low, float), jnp.asarray(equation.high, float)
     inner_key, *side_keys = jax.random.split(key, 1 + len(equation.sides))
-    grid = jnp.stack(jnp.meshgrid(*2 * [jnp.arange(interior)], indexing="ij"), -1).reshape(-1, 2)
-    inner = low + (high - low) * (grid + jax.random.uniform(inner_key, grid.shape)) / interior
+    cells = jnp.stack(jnp.meshgrid(*2 * [jnp.arange(interior)], indexing="ij"), -1).reshape(-1, 2)
+    inner = low + (high - low) * (cells + jax.random.uniform(inner_key, cells.shape)) / interior
     edges = []
     for (axis, coordinate), side_key in zip(equation.sides, side_keys, strict=True):
         share = (jnp.arange(boundary) + jax.random.uniform(side_key, (boundary,))) / boundary
